@@ -1,4 +1,4 @@
-"""The gradients of the loss of one batch: of the whole of it, or of parts that processes share out."""
+"""The gradients of the loss of one batch, computed as a whole or in parts that the processes share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .evaluation import added, means, measures, nothing, weighting
 
 
 class Computed(NamedTuple):
-    """What a model computes of a batch: means over its targets, their number, the state after it, and gradients."""
+    """The results of a model for a batch: means over its targets, their number, the state after it, and gradients."""
 
     loss: float
     num_targets: float
@@ -55,18 +55,18 @@ def of_parts(
     parts: int,
     fixed_order: bool,
 ) -> Computed:
-    """`of_batch` of a batch that is cut into ``parts`` of its rows, which ``processes`` share out.
+    """`of_batch` for a batch that is cut by rows into ``parts``, which the ``processes`` share.
 
-    A row has the dropout that it has in the whole batch, so no mask depends on the processes or the parts; if the data
-    do not say which rows a part has, its dropout is seeded by the step and the part.
+    A row has the same dropout as in the whole batch, so no mask depends on the processes or the parts. If the data do
+    not say which rows a part has, its dropout is seeded by the step and the part.
 
     Parameters
     ----------
     states : list, optional
-        The recurrent state of each part that this process computes, at the part's place.
+        The recurrent states by part; those of the parts that this process computes are read.
     fixed_order : bool
         Whether to add up the gradients in an order that does not depend on the number of processes. Otherwise each
-        process has one part, and the sum is the transport's.
+        process has one part, and the transport decides the order.
     """
     sums = ShardSum(processes, parts)
     after: list[Any] = [None] * parts

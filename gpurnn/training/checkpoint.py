@@ -1,6 +1,6 @@
-"""Checkpoints: files of all that a training run is, and which of those in a directory is to be read.
+"""Checkpoints: files with the whole state of a training run, and the choice of the one to read in a directory.
 
-In a file, arrays are tensors under their path in the state, and the rest of the state is JSON; see `_files`.
+In a file, arrays are tensors named by their path in the state, and the rest of the state is JSON; see `_files`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from .. import _dispatch, _files
 
 KEPT = 2
-"""How many checkpoints a directory keeps: the newest, and the one to fall back on should that be damaged."""
+"""The number of checkpoints that a directory keeps: the newest, and one to fall back on if the newest is damaged."""
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
@@ -40,7 +40,7 @@ _ARRAY, _TUPLE = "<array>", "<tuple>"
 
 
 def _pack(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """``value`` as JSON can hold it: arrays move to ``tensors`` under their path and leave a reference."""
+    """A JSON-compatible copy of ``value``: arrays move to ``tensors`` under their path and leave a reference."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
@@ -48,7 +48,7 @@ def _pack(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> An
         for key, item in value.items():
             if not isinstance(key, str) or key in (_ARRAY, _TUPLE):
                 raise TypeError(f"write_checkpoint: {path or 'state'} has the key {key!r}, expected a name")
-            # A slash in a key is not one between keys: two paths must not be equal.
+            # A slash in a key is escaped, so that two paths are never equal.
             name = key.replace("~", "~0").replace("/", "~1")
             packed[key] = _pack(item, f"{path}/{name}" if path else name, tensors)
         return packed
@@ -128,7 +128,7 @@ def checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
 
 
 def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of ``step`` into ``directory``, and remove all but the newest two of its run up to it.
+    """Write the checkpoint of ``step`` into ``directory``; of the earlier ones of its run, keep only the newest.
 
     A checkpoint is of the same run if it has the same ``state["run"]``. Any other file with the name of a checkpoint
     stays; one with the name of this checkpoint is renamed.
@@ -144,13 +144,13 @@ def save_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[st
     write_checkpoint(path, state)
     own = [found for found in checkpoints(directory) if found == path or is_of_run(found, run)]
     outdated = own[: max(0, own.index(path) + 1 - KEPT)]
-    for stale in [*outdated, *_files.partial_files(directory, _NAME)]:  # the latter of writes that were killed
+    for stale in [*outdated, *_files.partial_files(directory, _NAME)]:  # killed writes left the latter
         stale.unlink()
     return path
 
 
 def is_of_run(path: Path, run: str | None) -> bool:
-    """Whether a file is a checkpoint of a run, by what its header says."""
+    """Whether a file is a checkpoint of a run, according to its header."""
     try:
         content = _files.read_content(path, "checkpoint")
     except (_files.FileFormatError, OSError):
@@ -167,7 +167,7 @@ def _set_aside(path: Path) -> None:
 def latest_checkpoint(directory: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """The path and the state of the newest sound checkpoint in ``directory``.
 
-    A newer one that is damaged or foreign is passed over with a warning that names it and says why.
+    A newer one that is damaged or foreign is skipped, with a warning that names it and gives the reason.
 
     Raises
     ------

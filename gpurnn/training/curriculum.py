@@ -23,10 +23,10 @@ class Curriculum:
     increment : float
         T_increment, above 0.
     maximum : float
-        T_max, at least ``start``. What is more difficult never takes part.
+        T_max, at least ``start``. More difficult examples never take part.
     difficulty : callable, optional
-        ``difficulty(sequence, target)`` is a number, for a sequence as it was given, and its target or None. It is
-        asked once for each. None: the number of steps of the sequence.
+        ``difficulty(sequence, target)`` returns a number for a sequence as it was passed, and its target or None. It is
+        called once for each. None: the number of steps of the sequence.
 
     Raises
     ------

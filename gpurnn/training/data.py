@@ -19,29 +19,29 @@ from .truncation import borders
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples that a model learns from at a time.
+    """The examples that a model computes at once.
 
     Attributes
     ----------
     inputs : array (T, B) or (T, B, I)
         Time-major.
     targets : array (T, B, ...) or (B, ...), or a pair
-        One for each step, or one for each sequence; or sequences of lengths of their own, (T_target, B, ...), and those
+        One for each step, or one for each sequence; or the pair of target sequences (T_target, B, ...) and their
         lengths (B,).
     lengths : array (B,) of ints, optional
-        How many steps of each sequence are valid. None: all of them.
+        The number of valid steps of each sequence. None: all of them.
     count : int or float
-        How many targets the loss is the mean of; with weights the sum of those.
+        The number of targets that the loss is the mean of; with weights, the sum of the weights.
     context : int
-        Steps at the beginning that the batch before it held too. Gradients go back through them, but they have no
-        targets: those are of the last steps only.
+        The number of steps at the beginning that the batch before also held. Gradients flow back through them, but they
+        have no targets: only the later steps do.
     state_after : int, optional
-        The state after this many steps is handed on. None: that after all.
+        The state after this many steps is passed on. None: the state after all steps.
     weights : array (B,) or (T, B), optional
         The weight of each target in the mean loss. It is passed on to the model as the keyword ``mask``.
     rows : (int, int, int), optional
-        Of a shard: its first row in the whole batch, the one after its last, and how many the whole has. Dropout then
-        depends on a row's place in the whole batch alone.
+        For a shard: its first row in the whole batch, the row after its last, and the number of rows of the whole.
+        Dropout then depends only on a row's place in the whole batch.
     """
 
     inputs: Any
@@ -57,28 +57,28 @@ class Batch:
 class Data(Protocol):
     """Batches for a `Trainer`; `TokenStream` and `PaddedBatches` are two kinds.
 
-    Data whose epochs differ in their number of batches have a method more, ``num_batches(epoch)``. A `Trainer` that is
-    given ``epochs`` asks it for each of them at the beginning.
+    Data whose epochs differ in their number of batches also have a method ``num_batches(epoch)``. A `Trainer` with
+    ``epochs`` calls it for each of them at the beginning.
 
-    Data for a `Trainer` with ``shards`` have ``shard(epoch, index, number, shards)``: the rows of batch ``index`` that
-    are shard ``number`` of so many, as a `Batch` that says which ``rows`` these are; None if there are none.
+    Data for a `Trainer` with ``shards`` have ``shard(epoch, index, number, shards)``. It returns shard ``number`` of
+    ``shards`` of the rows of batch ``index``, as a `Batch` with ``rows``; None if there are no such rows.
     """
 
     carries_state: bool
     """Whether a batch continues the one before it, in every lane, so that the state is passed on."""
 
     def __len__(self) -> int:
-        """How many batches an epoch has, or one in which all takes part."""
+        """The number of batches of an epoch in which all examples take part."""
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch number ``index`` of an epoch: the same one whenever it is asked for."""
 
     def config(self) -> dict[str, Any]:
-        """The settings that the batches depend on, for JSON: compared when training is resumed."""
+        """The settings that the batches depend on, JSON-compatible; they are compared when training is resumed."""
 
 
 def num_batches(data: Data, epoch: int) -> int:
-    """How many batches an epoch of any `Data` has."""
+    """The number of batches of an epoch of any `Data`."""
     own = getattr(data, "num_batches", None)
     number: int = len(data) if own is None else own(epoch)
     if number < 1:
@@ -87,12 +87,12 @@ def num_batches(data: Data, epoch: int) -> int:
 
 
 def steps_of_epoch(data: Data, epoch: int, batches: int = 1) -> int:
-    """How many steps an epoch of any `Data` has, with so many ``batches`` in a step; the last may have fewer."""
+    """The number of steps of an epoch of any `Data`, with ``batches`` batches in a step; the last may have fewer."""
     return -(-num_batches(data, epoch) // batches)
 
 
 def steps_of_epochs(data: Data, epochs: int, batches: int = 1) -> int:
-    """How many steps the first ``epochs`` epochs of any `Data` have, without a look at those that are alike."""
+    """The number of steps of the first ``epochs`` epochs of any `Data`; epochs known to be alike are counted once."""
     differing = epochs
     if not hasattr(data, "num_batches"):
         differing = 0
@@ -104,7 +104,7 @@ def steps_of_epochs(data: Data, epochs: int, batches: int = 1) -> int:
 
 
 def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
-    """The epoch and the number of one of its batches; reject what an epoch has not."""
+    """The epoch and the number of one of its batches; reject a batch that the epoch does not have."""
     where = f"{type(data).__name__}.batch"
     epoch = _checks.integer_at_least(where, "epoch", epoch, 0)
     index, count = _checks.integer_at_least(where, "index", index, 0), num_batches(data, epoch)
@@ -114,12 +114,12 @@ def _position(data: Data, epoch: int, index: int) -> tuple[int, int]:
 
 
 def _rows(rows: int, number: int, shards: int) -> tuple[int, int]:
-    """The first row of a shard and the one after its last; no shard has two rows more than another."""
+    """The first row of a shard and the row after its last; shards differ by one row at most."""
     return rows * number // shards, rows * (number + 1) // shards
 
 
 def _share(where: str, share: float) -> float:
-    """The share of the examples that a split sets aside; reject what is no share."""
+    """The share of the examples that a split sets aside; reject one outside (0, 1)."""
     share = _checks.finite(where, "share", share)
     if not 0.0 < share < 1.0:
         raise ValueError(f"{where}: share is {share!r}, expected a number in (0, 1)")
@@ -131,7 +131,7 @@ def _fingerprint(arrays: Sequence[Any]) -> int:
     for array in arrays:
         host = _dispatch.to_numpy(array)
         checksum = zlib.crc32(f"{host.dtype.str}{host.shape}".encode(), checksum)
-        # Piece by piece, since a file that is mapped may be larger than the memory.
+        # Piece by piece, since a mapped file may be larger than memory.
         pieces = range(0, len(host), _PIECE) if host.ndim == 1 else ()
         for piece in (host[i : i + _PIECE] for i in pieces) if pieces else (host,):
             checksum = zlib.crc32(piece.tobytes(), checksum)
@@ -139,7 +139,7 @@ def _fingerprint(arrays: Sequence[Any]) -> int:
 
 
 _PIECE = 1 << 22
-"""Entries of an array that are read at a time for its checksum."""
+"""The number of entries of an array that are read at a time for its checksum."""
 
 
 class TokenStream:
@@ -147,12 +147,12 @@ class TokenStream:
 
     The stream is cut into B contiguous lanes, and those into windows of k steps:
     x_t = w_t, target_t = w_{t+1}, t = ik .. (i+1)k - 1 in window i of each lane. The state at the end of a window is
-    the initial state of the next, and gradients stop between them; an epoch begins with the state zero. What is left at
-    the end and fills no window is not used.
+    the initial state of the next, and gradients stop between them; an epoch begins with the state zero. Tokens at the
+    end that fill no window are not used.
 
-    With ``gradient_steps`` k2 > k this is BPTT(k1 = k, k2): an update every k steps by the loss of those steps, whose
-    gradients go back through k2 of them, so that a window begins k2 - k steps before its targets do. The state that
-    enters it is computed and handed on by the window before; see `truncated_bptt`.
+    With ``gradient_steps`` k2 > k this is BPTT(k1 = k, k2): an update every k steps by the loss of those steps, with
+    gradients that go back through k2 steps. So a window begins k2 - k steps before its targets. The window before
+    computes the state that enters it; see `truncated_bptt`.
 
     Parameters
     ----------
@@ -166,8 +166,8 @@ class TokenStream:
     gradient_steps : int, optional
         k2, the steps that gradients go back through, at least ``steps`` and not necessarily a multiple of it.
     checksum : str, optional
-        What identifies the tokens where a run is resumed, such as that of a `TokenFile`. Without one, all tokens are
-        read once for their CRC-32.
+        Identifies the tokens when a run is resumed; for example the checksum of a `TokenFile`. Without it, all tokens
+        are read once for their CRC-32.
 
     Raises
     ------
@@ -226,7 +226,7 @@ class TokenStream:
         self.checksum = checksum
 
     def _cut(self) -> Any:
-        """(lane, B): a view of the tokens, whatever its size."""
+        """The lanes, a view of the tokens of shape (lane, B)."""
         xp, B = _dispatch.namespace("TokenStream", tokens=self._tokens), self.batch_size
         lane = self._tokens.shape[0] // B
         return xp.permute_dims(xp.reshape(self._tokens[: lane * B], (B, lane)), (1, 0))
@@ -262,7 +262,7 @@ class TokenStream:
 
     @property
     def num_examples(self) -> int:
-        """How many windows there are in all lanes."""
+        """The number of windows in all lanes."""
         return len(self) * self.batch_size
 
     def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[TokenStream, TokenStream]:
@@ -273,12 +273,12 @@ class TokenStream:
         share : float
             The share of the second part, in (0, 1). It has one window at least.
         rng : int or numpy.random.Generator
-            Has no effect: the parts follow from the order of time.
+            Has no effect: the parts are cut in the order of time.
 
         Returns
         -------
         rest, part : TokenStream
-            With the windows of this object; in fewer lanes where a part is too short for as many.
+            With the window sizes of this object; in fewer lanes if a part is too short for as many.
 
         Raises
         ------
@@ -333,12 +333,12 @@ class TokenStream:
 
 
 def pad(arrays: Sequence[Any]) -> tuple[Any, Any]:
-    """Sequences of any lengths as one array, time-major, zero past the end of each; and their lengths.
+    """Return sequences of any lengths as one time-major array, zero past the end of each, and their lengths.
 
     Parameters
     ----------
     arrays : sequence of arrays (T_i, ...)
-        At least one, of one library and one dtype, with the same shape save for the number of steps. Those of several
+        At least one, of one library and one dtype, with the same shape except for the number of steps. Different
         integer dtypes become int64.
 
     Returns
@@ -381,14 +381,14 @@ class PaddedBatches:
     A batch holds the sequences (T, B, ...), where T is the longest length, and their lengths. Values past a length are
     zero, and count neither in the loss nor in a gradient. The last batch of an epoch may be smaller.
 
-    With a ``token_budget`` in place of a ``batch_size`` batches are dynamic: sequences of similar length make a batch,
-    as many as fit the budget, B T <= token_budget. Every epoch draws the batches of sequences of equal length, and the
-    order of the batches. `padding_share` says how much is padding.
+    With a ``token_budget`` instead of a ``batch_size``, batches are dynamic: sequences of similar length make a batch,
+    as many as fit the budget, B T <= token_budget. Every epoch draws how sequences of equal length are batched, and the
+    order of the batches. `padding_share` is the share of padding.
 
     Parameters
     ----------
     sequences : sequence of arrays (T_i,) of ints or (T_i, I)
-        The inputs. Arrays of one library and one dtype; those of several integer dtypes become int64.
+        The inputs. Arrays of one library and one dtype; different integer dtypes become int64.
     batch_size : int, optional
         B.
     targets : sequence of arrays, optional
@@ -398,27 +398,26 @@ class PaddedBatches:
     per_sequence : bool
         Whether a target belongs to a whole sequence, not to each of its steps.
     own_lengths : bool
-        Whether targets are sequences with lengths of their own, as the translations of sentences are. The targets of a
-        batch are then the pair of them, padded, (T', B, ...), and of their lengths (B,), and its count is that of their
-        steps.
+        Whether targets are sequences with their own lengths, such as translations of sentences. The targets of a batch
+        are then a pair: the padded targets (T', B, ...) and their lengths (B,). Its count is the number of their steps.
     weights : sequence, optional
-        For each sequence a number (``per_sequence``) or an array (T_i,): the weight of its target, or of that at each
-        step, in the mean loss; 0 leaves it out.
+        For each sequence a number (``per_sequence``) or an array (T_i,): the weight of its target, or of the target at
+        each step, in the mean loss; 0 leaves a target out.
     token_budget : int, optional
-        The most that B T may be, padding included; with ``own_lengths`` T is that of the inputs or of the targets,
-        whichever are longer. Exactly one of this and ``batch_size`` is given.
+        The largest B T, padding included; with ``own_lengths``, T is the longer of inputs and targets. Give exactly one
+        of this and ``batch_size``.
     curriculum : Curriculum, optional
-        Which of the sequences take part in an epoch, so that epochs have more and more batches. None: all.
+        Chooses the sequences that take part in an epoch, so that epochs have more and more batches. None: all.
     shuffle : bool
-        False keeps the order in every epoch, as one wants it for validation; with a ``token_budget`` that of the
+        False keeps the same order in every epoch, for example for validation; with a ``token_budget``, the order of the
         lengths.
     rng : int or numpy.random.Generator
-        Seeds the order: that of an epoch follows from the seed and the epoch alone.
+        Seeds the order. The order of an epoch depends only on the seed and the epoch.
 
     Raises
     ------
     ValueError
-        There are no sequences, one is too short to be learnt from, or targets do not fit them.
+        There are no sequences, one is too short to learn from, or targets do not fit them.
 
     Examples
     --------
@@ -434,7 +433,7 @@ class PaddedBatches:
     >>> batch.lengths
     array([2, 1], dtype=int32)
 
-    Sequences and what they are translated into:
+    Sequences and their translations:
 
     >>> pairs = PaddedBatches([np.array([1, 2]), np.array([3])], 2, [np.array([7]), np.array([8, 9])], own_lengths=True)
     >>> targets, target_lengths = pairs.batch(0, 0).targets
@@ -522,7 +521,7 @@ class PaddedBatches:
         self._weights = None if weights is None else self._check_weights(where, weights)
         self.shuffle = _checks.flag(where, "shuffle", shuffle)
         self.seed = _random.philox_seed(_random.generator(where, rng))
-        # (N, 1), or with lengths of their own (N, 2).
+        # (N, 1), or (N, 2) with own_lengths.
         of_both = (self._inputs, self._targets) if own_lengths else (self._inputs,)
         self._lengths = np.array([[array.shape[0] for array in arrays] for arrays in of_both]).T
         self._steps = self._lengths.max(axis=1)
@@ -540,7 +539,7 @@ class PaddedBatches:
         self._num_batches: dict[int, int] = {}
 
     def _check_weights(self, where: str, weights: Any) -> list[np.ndarray[Any, Any]]:
-        """The weights, () or (T_i,) float64 arrays; reject what is no weight of a target."""
+        """The weights, () or (T_i,) float64 arrays; reject any that do not fit the targets or are not valid."""
         if self.own_lengths:
             raise ValueError(f"{where}: weights and own_lengths are both given, expected at most one of the two")
         weights = _arrays.entries(where, "weights", weights, "a weight or an array of weights for each sequence")
@@ -569,18 +568,18 @@ class PaddedBatches:
         return arrays
 
     def __len__(self) -> int:
-        """How many batches an epoch has; with a curriculum, one at its end."""
+        """The number of batches of an epoch; with a curriculum, of an epoch at its end."""
         return self._count(self._admitted(None))
 
     @property
     def num_examples(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences."""
         return len(self._inputs)
 
     def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[PaddedBatches, PaddedBatches]:
         """Two parts of the sequences, drawn at random: one to train on, and a share of them to validate on.
 
-        Where each sequence has a class, an integer, every class gives the share, as far as whole numbers do.
+        If each sequence has a class, an integer, the share is taken of every class, as nearly as whole numbers allow.
 
         Parameters
         ----------
@@ -591,7 +590,7 @@ class PaddedBatches:
         Returns
         -------
         rest, part : PaddedBatches
-            The first with the options of this object, the second neither shuffled nor with a curriculum.
+            The first has the options of this object; the second is not shuffled and has no curriculum.
 
         Raises
         ------
@@ -610,7 +609,7 @@ class PaddedBatches:
         return rest, part
 
     def _by_class(self, order: Any) -> Any:
-        """``order``, changed so that any beginning of it has its share of each class; the same if there are none."""
+        """``order``, changed so that any prefix has its share of each class; unchanged if there are no classes."""
         first = self._targets[0]
         if not self.per_sequence or first.shape != () or _checks.dtype_name(first) not in _checks.INTS:
             return order
@@ -623,7 +622,7 @@ class PaddedBatches:
         return order[np.lexsort((sizes, ranks))]
 
     def _chosen(self, places: Any) -> PaddedBatches:
-        """These sequences, with the options of this object."""
+        """A copy of this object with only the sequences at these places."""
         chosen = copy.copy(self)
         for name in ("_inputs", "_targets", "_weights"):
             of_all = getattr(self, name)
@@ -640,12 +639,12 @@ class PaddedBatches:
         return self._weights is not None
 
     def num_batches(self, epoch: int) -> int:
-        """How many batches an epoch has. Epochs differ only if there is a curriculum."""
+        """The number of batches of an epoch. Epochs differ only if there is a curriculum."""
         epoch = _checks.integer_at_least("PaddedBatches.num_batches", "epoch", epoch, 0)
         return self._count(self._admitted(epoch))
 
     def _first_of_the_alike(self) -> int:
-        """The epoch from which on all have the same number of batches."""
+        """The epoch from which all have the same number of batches."""
         if self.curriculum is None:
             return 0
         limit = min(self.curriculum.maximum, float(self._difficulties.max()))
@@ -653,7 +652,7 @@ class PaddedBatches:
         return math.ceil(min(max(epochs, 0.0), 2.0**53)) + 1  # one more, as the quotient is rounded
 
     def padding_share(self, epoch: int = 0) -> float:
-        """The share of an epoch's steps, those of targets with lengths of their own included, that are padding."""
+        """The share of padding in an epoch's steps, including the steps of targets with their own lengths."""
         epoch = _checks.integer_at_least("PaddedBatches.padding_share", "epoch", epoch, 0)
         batches = [self._lengths[chosen] for chosen in self._batches(epoch)]
         held = sum(int(lengths.sum()) for lengths in batches)
@@ -661,20 +660,20 @@ class PaddedBatches:
         return (padded - held) / padded
 
     def _admitted(self, epoch: int | None) -> Any:
-        """Which examples take part in an epoch; if that is None, at the end of the curriculum."""
+        """The examples that take part in an epoch; with None, at the end of the curriculum."""
         if self.curriculum is None:
             return np.arange(len(self._inputs))
         limit = self.curriculum.maximum if epoch is None else self.curriculum(epoch)
         return np.flatnonzero(self._difficulties <= limit)
 
     def _count(self, admitted: Any) -> int:
-        # How many are admitted says which, and it is asked for every epoch that there was.
+        # The number of admitted examples determines which they are, and every past epoch asks again.
         if len(admitted) not in self._num_batches:
             self._num_batches[len(admitted)] = len(self._cut(admitted))
         return self._num_batches[len(admitted)]
 
     def _cut(self, order: Any) -> list[Any]:
-        """Examples in the order that they come in, as batches."""
+        """Cut examples in this order into batches; with a ``token_budget``, sort them by length first."""
         if self.batch_size is not None:
             return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         # By the steps that the budget counts, then by those of the inputs; stable, so that ties stay shuffled.
@@ -687,7 +686,7 @@ class PaddedBatches:
         return np.split(order, cuts[1:])
 
     def _batches(self, epoch: int) -> list[Any]:
-        """The batches of an epoch: which examples each has."""
+        """The examples of each batch of an epoch."""
         if self._plan[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             order = self._admitted(epoch)
@@ -700,7 +699,7 @@ class PaddedBatches:
         return self._plan[1]
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Batch ``index`` of the order of ``epoch``."""
+        """Batch ``index`` in the order of ``epoch``."""
         epoch, index = _position(self, epoch, index)
         return self._padded(self._batches(epoch)[index])
 
@@ -750,7 +749,7 @@ class PaddedBatches:
 
 
 def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Sequence[Any] | None) -> Any:
-    """(N,) floats; rejected if the curriculum admits none at the beginning."""
+    """The difficulties, (N,) floats; reject a curriculum that admits no sequence at the beginning."""
     where, measure = "PaddedBatches", curriculum.difficulty
     found = []
     for i, sequence in enumerate(sequences):
@@ -766,7 +765,7 @@ def _difficulties(curriculum: Curriculum, sequences: Sequence[Any], targets: Seq
 
 
 def _check_arrays(where: str, name: str, arrays: Any) -> list[Any]:
-    """The arrays of a sequence of arrays of one library, in the machine's byte order; integers are of one dtype."""
+    """The arrays of a sequence of arrays of one library, in the machine's byte order; integers share one dtype."""
     arrays = _arrays.entries(where, name, arrays, "a sequence of arrays")
     named = {f"{name}[{i}]": array for i, array in enumerate(arrays)}
     _checks.given(where, **named)
@@ -779,7 +778,7 @@ def _check_arrays(where: str, name: str, arrays: Any) -> list[Any]:
 
 
 def _check_sequences(where: str, name: str, sequences: Any) -> list[Any]:
-    """Arrays (T_i, ...) of one library, dtype and shape, the number of steps aside, in the machine's byte order."""
+    """Arrays (T_i, ...) of one library, dtype and shape except for the number of steps, in the machine's byte order."""
     arrays = _check_arrays(where, name, sequences)
     if len(arrays) == 0:
         raise ValueError(f"{where}: {name} is empty, expected at least one sequence")

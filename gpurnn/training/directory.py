@@ -19,23 +19,23 @@ FORMAT, VERSION = "gpurnn training run", 1
 
 
 class RunDirectoryError(ValueError):
-    """A directory that another process trains in, that holds another run, or files that no run wrote."""
+    """A directory in which another process trains, or that holds another run or files that no run wrote."""
 
 
 class RunDirectory:
     """A directory that one run writes to.
 
-    The file ``run.json`` says that a directory belongs to a run, to which one, and which wing computes it. A new run
-    takes a directory that holds none of the names that it writes to. From then on these names belong to the run; every
-    other file in the directory is left alone.
+    The file ``run.json`` marks a directory as a run's, and names the run and the wing that computes it. A new run takes
+    a directory that holds none of the names that it writes. From then on these names belong to the run; every other
+    file in the directory is left alone.
 
     Parameters
     ----------
     path : path
     names : sequence of str
-        What the run writes there besides ``run.json``, ``metrics.jsonl`` and ``checkpoints``.
+        The files that the run writes there besides ``run.json``, ``metrics.jsonl`` and ``checkpoints``.
     details : dict, optional
-        What ``run.json`` is to hold besides the identity of the run, as JSON can hold it.
+        Further entries of ``run.json``, JSON-compatible.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class RunDirectory:
 
     @contextmanager
     def locked(self, *, new: bool) -> Iterator[None]:
-        """Make the directory if it is missing, and hold its lock; this object may take the lock again meanwhile.
+        """Make the directory if it is missing, and hold its lock, which this object may take several times.
 
         Parameters
         ----------
         new : bool
-            Whether a new run is to begin. One that must not begin there leaves no trace in the directory.
+            Whether a new run is to begin. If it must not begin there, nothing in the directory changes.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class RunDirectory:
         return held
 
     def check_new(self) -> dict[str, Any] | None:
-        """Reject a directory that a new run cannot have; the contents of ``run.json`` of a run that took no step."""
+        """Reject a directory that a new run cannot take; return the ``run.json`` of a run without steps, or None."""
         held = checkpoints(self.path / CHECKPOINTS)
         if held:
             raise RunDirectoryError(
@@ -146,9 +146,9 @@ class RunDirectory:
         Parameters
         ----------
         wing : str, optional
-            What computes, for ``run.json``; see `gpurnn.use`.
+            The wing that computes, for ``run.json``; see `gpurnn.use`.
         anew : bool
-            Whether to drop what ``run.json`` holds of an earlier run, except its identity.
+            Whether to drop the entries of an earlier run from ``run.json``, except its identity.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class RunDirectory:
     def go_on(self, run: str, known: set[str], wing: str) -> None:
         """Take the directory again, under the lock, for the run that its checkpoints belong to.
 
-        It warns where another wing computed before.
+        Warn if another wing computed before.
 
         Raises
         ------
@@ -193,7 +193,7 @@ class RunDirectory:
         self._write(held or {}, run, wing)
 
     def _reject_foreign(self, names: Sequence[str]) -> None:
-        """Reject files in the way of a run, unless ``run.json`` says that they are a run's."""
+        """Reject files in the way of a run, unless ``run.json`` says that they belong to a run."""
         if self.belongs_to_a_run():
             return
         found = [name for name in (RUN, *names) if os.path.lexists(self.path / name)]
@@ -213,7 +213,7 @@ class RunDirectory:
         _files.write_atomically(self.path / RUN, json.dumps({**held, **self.details, **own}, indent=1).encode())
 
     def append_metrics(self, records: Sequence[dict[str, Any]]) -> int:
-        """Append lines to the metrics, and return how many bytes they are."""
+        """Append lines to the metrics, and return their number of bytes."""
         data = _metrics.encoded(records)
         path = self.path / METRICS_FILE
         with _files.blamed_on(path), open(path, "ab") as file:
@@ -221,7 +221,7 @@ class RunDirectory:
         return len(data)
 
     def trim_metrics(self, size: int) -> int:
-        """Cut the metrics after ``size`` bytes, and return what their size is then, which may be smaller."""
+        """Cut the metrics after ``size`` bytes, and return their new size, which may be smaller."""
         path = self.path / METRICS_FILE
         if path.exists():
             _files.open_regular(path).close()  # a pipe is rejected, and not waited for
@@ -232,14 +232,14 @@ class RunDirectory:
         return min(held, size)
 
     def flush_metrics(self) -> None:
-        """Have the metrics on the disk."""
+        """Flush the metrics to the disk."""
         path = self.path / METRICS_FILE
         with _files.blamed_on(path), open(path, "ab") as file:
             os.fsync(file.fileno())
 
 
 class FollowedDirectory(RunDirectory):
-    """The directory of a run in which another process of the run writes: this one reads and locks nothing."""
+    """The directory of a run in which another process of the run writes: this one only reads, and does not lock."""
 
     @contextmanager
     def locked(self, *, new: bool) -> Iterator[None]:
@@ -260,7 +260,7 @@ class FollowedDirectory(RunDirectory):
 
 
 def _cure(wing: str) -> str:
-    """The advice how to have a wing compute, as ``run.json`` names it."""
+    """The advice how to compute with a wing, which ``run.json`` names."""
     if wing == "cuda":
         return "resume it on a GPU"
     name, _, instructions = wing.rstrip(")").partition(" (")

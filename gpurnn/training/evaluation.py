@@ -1,4 +1,4 @@
-"""What is measured over batches: sums over their targets, the means of these, and the evaluation of a model."""
+"""Measurements over batches: sums over their targets, the means, and the evaluation of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .data import Batch, Data, num_batches
 
 
 def nothing() -> dict[str, Any]:
-    """The sums over no steps at all: of the losses and the model's metrics of all targets, of targets, and of steps."""
+    """The sums before the first step: of the losses and the model's metrics, of targets, and of steps."""
     return {"loss": 0.0, "count": 0, "steps": 0, "metrics": {}}
 
 
@@ -38,7 +38,7 @@ def weighting(batch: Batch) -> dict[str, Any]:
 
 
 def measures(function: Callable[..., Any]) -> bool:
-    """Whether a method of a model takes ``metrics``, to fill in; not if it only passes keywords on."""
+    """Whether a method of a model names a parameter ``metrics``, a dict to fill in; ``**keywords`` do not count."""
     return "metrics" in inspect.signature(function).parameters
 
 
@@ -73,7 +73,7 @@ def _evaluated(
         if batch is None:
             measured.append((0.0, 0.0, metrics))
             continue
-        # The state at the end of the batch before is that after the context, as nothing has changed in between.
+        # The state after the batch before is also that after the context, as the parameters have not changed.
         inputs = batch.inputs[batch.context :, ...] if batch.context else batch.inputs
         options = {**weighting(batch), **({"metrics": metrics} if takes_metrics else {})}
         loss, state = model.loss(inputs, batch.targets, state, batch.lengths, **options)
@@ -86,7 +86,7 @@ def _evaluated(
 def _evaluated_in_shards(
     model: Trainable, data: Any, processes: Communicator, shards: int
 ) -> list[tuple[float, float, dict[str, float]]]:
-    """`_evaluated` of all shards, shared out to the processes, in the order of batches and then of shards."""
+    """`_evaluated` for all shards, which the processes share, in the order of batches and then of shards."""
 
     def own() -> list[Any]:
         return [

@@ -39,9 +39,9 @@ class Policy(Protocol):
     ) -> tuple[Any, Callable[[Any], tuple[Any, dict[str, Any]]]]:
         """log pi(y|x) (B,) of ``targets``, tokens and their lengths as `sample` gives them, and the pullback.
 
-        That is the sum of the logarithms of the probabilities of the tokens up to the length, the end symbol's too if
-        it is there. The pullback takes gradients (B,) to those of the source, or None, and of the parameters by name.
-        With ``rng`` dropout acts.
+        It is the sum of the logarithms of the probabilities of the tokens up to the length, including the end symbol if
+        it is there. The pullback maps gradients (B,) to those of the source, or None, and of the parameters by name.
+        Dropout acts only with ``rng``.
         """
 
 
@@ -49,9 +49,9 @@ class Reinforce:
     r"""Trains a policy towards the largest expected reward J = E[R(y, y*)], y ~ pi(y|x), by REINFORCE.
 
     grad J = E[grad log pi(y|x) (R(y, y*) - b)], estimated from a few y drawn for each x. A baseline b that does not
-    depend on y lowers the variance of the estimate, and leaves its expectation what it is:
+    depend on y lowers the variance of the estimate, and leaves its expectation unchanged:
 
-    - ``"running_mean"``: the mean of the rewards of the batches before, later ones weighing more
+    - ``"running_mean"``: the mean of the rewards of earlier batches, with more weight on later ones
     - ``"leave_one_out"``: the mean reward of the other sequences drawn for the same x
     - ``"self_critical"``: the reward of the likeliest sequence, token by token, R(greedy(x), y*)
     - None: b = 0
@@ -62,14 +62,14 @@ class Reinforce:
     Parameters
     ----------
     policy : Policy
-        Any model with ``params``, ``sample`` and ``log_likelihood_vjp``; its parameters are what is trained.
+        Any model with ``params``, ``sample`` and ``log_likelihood_vjp``; its parameters are trained.
     reward : callable
         R: ``reward(tokens, reference)`` is a number, for two lists of ints, each with its end symbol if it has one.
     max_length : int
-        How many tokens a sequence may have.
+        The largest number of tokens of a sequence.
     baseline : {"running_mean", "leave_one_out", "self_critical"} or None
     samples : int
-        How many sequences are drawn for each source; for ``"leave_one_out"`` at least 2.
+        The number of sequences drawn for each source; at least 2 for ``"leave_one_out"``.
     entropy : float
         beta of an entropy bonus, at least 0: J + beta H, H = -E[log pi(y|x)], keeps the policy from settling early.
     decay : float
@@ -148,7 +148,7 @@ class Reinforce:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Those of the policy."""
+        """The parameters of the policy."""
         return self.policy.params
 
     def training_state(self) -> dict[str, float]:
@@ -156,7 +156,7 @@ class Reinforce:
         return dict(self._running)
 
     def load_training_state(self, state: dict[str, float]) -> None:
-        """Continue from what `training_state` returned."""
+        """Continue from a state that `training_state` returned."""
         if not isinstance(state, dict) or state.keys() != self._running.keys():
             raise ValueError(
                 f"Reinforce.load_training_state: state is {state!r}, expected a dict of {sorted(self._running)}"
@@ -164,7 +164,7 @@ class Reinforce:
         self._running = {name: _checks.finite("Reinforce", f"state[{name!r}]", value) for name, value in state.items()}
 
     def loss(self, inputs: Any, targets: Any, state: Any = None, lengths: Any = None) -> tuple[Any, None]:
-        """-R of the policy's likeliest sequences, token by token, the mean over the batch; and None.
+        """The mean over the batch of -R of the sequences with the likeliest token at each step; and None.
 
         Parameters
         ----------
@@ -191,7 +191,7 @@ class Reinforce:
     ) -> tuple[Any, None, dict[str, Any]]:
         """Unbiased estimates of -J, or -(J + beta H), and of its gradient, from sequences drawn with ``rng``.
 
-        The other arguments are those of `loss`. Dropout does not act: the gradient is that of the policy that drew.
+        The other arguments are those of `loss`. Dropout does not act, so the gradient is that of the sampled policy.
         """
         where = "Reinforce"
         if rng is None:
@@ -207,7 +207,7 @@ class Reinforce:
         drawn = self.policy.sample(sources, source_lengths, max_length=self.max_length, rng=rng)
         rewards = self._rewards(drawn, references * self.samples).reshape(self.samples, -1)
         log_probabilities, pullback = self.policy.log_likelihood_vjp(sources, drawn, source_lengths)
-        # grad H = -E[grad log pi log pi]: the bonus acts as a reward for what is unlikely.
+        # grad H = -E[grad log pi log pi]: the bonus acts as a reward for unlikely sequences.
         returns = rewards
         if self.entropy:
             returns = rewards - self.entropy * _dispatch.to_numpy(log_probabilities).reshape(rewards.shape)
@@ -218,14 +218,14 @@ class Reinforce:
         return _scalar(-returns.mean(), inputs), None, grads
 
     def _baseline(self, returns: Any, inputs: Any, lengths: Any, references: list[list[int]]) -> Any:
-        """b, of a shape that goes with the returns (samples, B)."""
+        """b, of a shape that broadcasts with the returns (samples, B)."""
         if self.baseline == "self_critical":
             return self._greedy(inputs, lengths, references)
         if self.baseline == "leave_one_out":
             return (returns.sum(axis=0) - returns) / (self.samples - 1)
         if self.baseline is None:
             return 0.0
-        # Only of what was before: a mean with these returns in it would bias the gradient.
+        # Earlier batches only: a mean that includes these returns would bias the gradient.
         before = self._running
         found = before["sum"] / before["weight"] if before["weight"] else 0.0
         self._running = {
@@ -235,12 +235,12 @@ class Reinforce:
         return found
 
     def _greedy(self, inputs: Any, lengths: Any, references: list[list[int]]) -> Any:
-        # Nothing is drawn at temperature 0, so that any seed will do.
+        # Nothing is drawn at temperature 0, so any seed will do.
         taken = self.policy.sample(inputs, lengths, max_length=self.max_length, temperature=0.0, rng=0)
         return self._rewards(taken, references)
 
     def _rewards(self, sequences: tuple[Any, Any], references: list[list[int]]) -> Any:
-        """(B,) floats."""
+        """The rewards of sequences, (B,) floats."""
         pairs = zip(_lists(*sequences), references, strict=True)
         return np.array([_checks.score("Reinforce", "a reward", self.reward(y, reference)) for y, reference in pairs])
 

@@ -1,4 +1,4 @@
-"""The state of a run that its checkpoints hold: the entries, and what each of them must be."""
+"""The state of a run in its checkpoints: the entries, and the checks of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check(saved: dict[str, Any], params: Mapping[str, Any], rng: np.random.Gener
     Raises
     ------
     ValueError, TypeError, KeyError, AttributeError
-        An entry is of another kind, shape or range than what a Trainer writes.
+        An entry has a kind, shape or range that a Trainer does not write.
     """
     where = "Trainer"
     _require_kind("run", saved["run"], str)

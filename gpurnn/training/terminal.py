@@ -11,7 +11,7 @@ from typing import Any
 
 
 def progress_bar(*, total: int, initial: int) -> AbstractContextManager[Any]:
-    """A bar of steps on stderr; a context of None where there is no stderr."""
+    """A bar of steps on stderr; a context of None if there is no stderr."""
     if sys.stderr is None:
         return nullcontext()
     from tqdm import tqdm
@@ -23,7 +23,7 @@ def progress_bar(*, total: int, initial: int) -> AbstractContextManager[Any]:
 
 
 class _Terminal:
-    """A stream for the progress bar that falls silent when nobody reads it any more."""
+    """A stream for the progress bar that writes nothing more once nobody reads it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -47,7 +47,7 @@ class _Terminal:
 
 @contextmanager
 def interrupt_deferred() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no update is torn apart; the second acts at once."""
+    """Turn the first Ctrl-C into an event, so that no update is interrupted; the second acts at once."""
     interrupt = threading.Event()
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):

@@ -20,8 +20,8 @@ KIND, NAME = "token file", "tokens"
 class TokenFile:
     """The tokens of a file that `write_token_file` or ``gpurnn tokenize`` wrote, and the vocabulary that numbers them.
 
-    The file is mapped into memory: opening it reads its header, and a `TokenStream` over its tokens reads the windows
-    that are asked for and nothing else. Its checksum is taken as the file states it; nothing verifies it.
+    The file is mapped into memory: opening it reads only its header, and a `TokenStream` over its tokens reads only the
+    windows that are asked for. The checksum is the one that the file states; it is not verified.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class TokenFile:
     tokens : (n,) array of unsigned ints, read-only
     vocabulary : gpurnn.models.Vocabulary
     checksum : str
-        What identifies the tokens; for ``TokenStream(checksum=)``.
+        Identifies the tokens; for ``TokenStream(checksum=)``.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class TokenFile:
         return len(self.tokens)
 
     def __getitem__(self, part: slice) -> TokenFile:
-        """A part of the tokens that lie side by side, which is not read either."""
+        """A contiguous part of the tokens, which is not read either."""
         first, end, _ = part.indices(len(self))
         found = copy.copy(self)
         found.tokens, found.checksum = self.tokens[first:end], f"{self.checksum} {first}:{end}"
@@ -80,7 +80,7 @@ class TokenFile:
 
 
 def write_token_file(path: str | os.PathLike[str], vocabulary: Vocabulary, count: int, texts: Iterable[str]) -> None:
-    """Write the tokens of texts, one after another, to a file for `TokenFile`, in the memory of the longest text.
+    """Write the tokens of texts, one after another, to a file for `TokenFile`; only one text is in memory at a time.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ def write_token_file(path: str | os.PathLike[str], vocabulary: Vocabulary, count
     vocabulary : gpurnn.models.Vocabulary
         The tokens are stored as the smallest unsigned integers that hold its numbers.
     count : int
-        How many tokens there are in all texts.
+        The number of tokens in all texts.
     texts : iterable of str
-        Pieces of a text, cut where no symbol is.
+        Pieces of a text, none of them cut within a symbol.
 
     Raises
     ------

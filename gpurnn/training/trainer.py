@@ -31,19 +31,20 @@ METRICS: dict[str, tuple[str, Callable[[float], float]]] = {
     "bits_per_character": ("bits per character", lambda loss: loss / math.log(2.0)),
     "perplexity": ("perplexity", losses.perplexity),
 }
-"""Other units of a mean cross-entropy in nats: their names, and how they follow from the loss."""
+"""Other units of a mean cross-entropy in nats: their names, and the functions that convert the loss."""
 
 
 class Trainer:
     r"""Minimises the loss of a model over data by gradient descent, in steps that survive a crash.
 
-    A step takes one batch, or several, the gradient g of their mean loss L plus the L2 penalty, clips it and hands it
-    to the optimizer: g = dL/d\theta + \lambda \theta, then g <- clip(g), then \theta <- optimizer(\theta, g, \eta_t).
-    Over a `TokenStream` this is truncated backpropagation through time, the state handed on from window to window; over
-    `PaddedBatches` it is full backpropagation through time. Memory is that of one batch, however long the stream.
+    A step takes one batch or several, computes the gradient g of their mean loss L plus the L2 penalty, clips it and
+    passes it to the optimizer: g = dL/d\theta + \lambda \theta, then g <- clip(g), then
+    \theta <- optimizer(\theta, g, \eta_t). Over a `TokenStream` this is truncated backpropagation through time, with
+    the state passed on from window to window; over `PaddedBatches` it is full backpropagation through time. Memory is
+    that of one batch, however long the stream.
 
-    A trainer can be pickled and copied, also by its own callbacks; the copy continues with the same bits. What cannot
-    be pickled, such as a lambda as a schedule, is named by Python's own error.
+    A trainer can be pickled and copied, also by its own callbacks; the copy continues with the same bits. If a part
+    cannot be pickled, such as a lambda as a schedule, Python's own error names it.
 
     Parameters
     ----------
@@ -60,91 +61,90 @@ class Trainer:
         The learning rate of an optimizer given by name; 0.003 for Adam, and the class's own otherwise.
     schedule : str or callable, optional
         The learning rate from step to step: "constant", "cosine", "linear", "one_cycle" or "plateau", which begin with
-        the optimizer's or rise to it, and end with the run; see `gpurnn.schedules`. Or a function: ``schedule(step)``
-        is the learning rate of a step, from 0. None: the optimizer's own.
-        If it has a method ``observe``, that is called with each validation loss, and its ``state_dict`` is kept in the
-        checkpoints, as those of `gpurnn.schedules.ReduceOnPlateau` are.
+        the optimizer's rate or rise to it, and end with the run; see `gpurnn.schedules`. Or a function:
+        ``schedule(step)`` is the learning rate of a step, from 0. None: the optimizer's own.
+        If it has a method ``observe``, as `gpurnn.schedules.ReduceOnPlateau` has, it is called with each validation
+        loss, and the schedule's ``state_dict`` is kept in the checkpoints.
     teacher_forcing : float or callable, optional
-        How likely a decoder is to be fed the true target of the step before instead of its own prediction: a number in
-        [0, 1], or that of a step, ``teacher_forcing(step)``; see `gpurnn.schedules`. It goes to the model's
-        ``loss_and_gradients`` as a keyword. None: nothing is passed, and the model does as it always does.
+        The probability that a decoder is fed the true target of the step before instead of its own prediction: a number
+        in [0, 1], or a function ``teacher_forcing(step)``; see `gpurnn.schedules`. It is passed to the model's
+        ``loss_and_gradients`` as a keyword. None: nothing is passed, and the model uses its default.
     clip_norm : float, optional
         Scale the gradient so that its global norm is at most this.
     clip_value : float, optional
         Clip each gradient entry to [-clip_value, clip_value]; before ``clip_norm``, if both are given.
     l2 : float or dict of str to float
-        \lambda above, on the weights and not the biases; or one for each kind of weight, by a part of their names, as
-        ``{"weight_hh": 1e-4}``. See `gpurnn.gradients.add_l2`. For a decay of W_hh apart from the gradient see
-        ``recurrent_weight_decay`` of `gpurnn.optimizers`.
+        \lambda above, for the weights and not the biases; or one for each kind of weight, by a part of their names,
+        such as ``{"weight_hh": 1e-4}``. See `gpurnn.gradients.add_l2`. For a decay of W_hh that is not part of the
+        gradient, see ``recurrent_weight_decay`` of `gpurnn.optimizers`.
     validation : Data, optional
         Evaluated every ``validation_interval`` steps (None: once an epoch) and at the end.
     patience : int, optional
-        Early stopping: end after this many evaluations in a row that did not lower the validation loss, and in any case
-        leave the model with the parameters that had the lowest.
+        Early stopping: end after this many evaluations in a row that did not lower the validation loss. In any case the
+        model ends with the parameters that had the lowest loss.
     directory : path, optional
         Where ``run.json``, ``metrics.jsonl`` and ``checkpoints/`` go. None: nothing is written. A directory belongs to
         one run, which ``run.json`` identifies, and is locked while the run trains. A new run takes a directory that
-        holds none of these names; to use one that holds a run, call `resume`. No file is ever changed or deleted that
-        the run did not write: a file in the place of a checkpoint that is damaged or of another run is renamed to
+        holds none of these names; to use one that holds a run, call `resume`. A file that the run did not write is
+        never changed or deleted: a damaged file, or one of another run, in the place of a checkpoint is renamed to
         NAME.1.
     resume : bool
         Continue the run in ``directory``, as `resume` does, if it has checkpoints; else a new run begins there.
     gradient_accumulation_steps : int
-        Batches of a step. Their gradients are added up to that of the mean loss over all of their targets, as if they
+        Batches in a step. Their gradients add up to the gradient of the mean loss over all of their targets, as if they
         were one large batch, in the memory of one of them. The last step of an epoch may have fewer.
     gradient_checkpoint_every : int or "sqrt", optional
         Gradient checkpointing in time, at the cost of one more forward pass: the ``checkpoint_every`` of the ``vjp`` of
         recurrent layers, passed to the model's ``loss_and_gradients`` as a keyword of that name. The gradients stay the
-        same to the last bit. It has nothing to do with the checkpoints of the run.
+        same to the last bit. The checkpoints of the run are unrelated.
     checkpoint_interval : int
         Steps between checkpoints. One is also written at the beginning, at the end and at Ctrl-C; the last two are
         kept.
     log_interval : int
         Steps that a line of the metrics covers; its loss is their mean.
     metric : {"bits_per_character", "perplexity"}, optional
-        What to state the loss as, besides in nats.
+        The unit in which to state the loss, besides nats.
     communicator : gpurnn.distributed.Communicator, optional
         The processes that train together: every one of them makes the same `Trainer` with its own communicator. Each
         computes some rows of a batch; the gradients are summed, weighted by the targets that count, and all processes
         make the same update. Process 0 alone writes, shows progress and calls the functions below; the others read
         checkpoints of ``directory``, so all of them must see it. An error of one process ends the training of all.
     shards : int, optional
-        Compute a batch in so many parts of its rows, one after another or in different processes, and add up their
+        Compute a batch in this many parts of its rows, one after another or in different processes, and add up their
         gradients in a fixed order. The result has the same bits for any number of processes, so a run may be resumed on
-        another number of them. Without it, each process computes its rows at once, and sums are the transport's. The
-        data then have a method ``shard``.
+        another number of them. Without it, each process computes its rows at once, and the transport orders the sums.
+        With shards or several processes, the data need a method ``shard``.
     rng : int or numpy.random.Generator
-        For dropout. Each batch gets a generator that it seeds. In a batch that is computed in parts, gpurnn's layers
-        draw the masks that these rows have in the whole batch. What a model of your own draws differs from part to
-        part.
+        For dropout. It seeds a generator for each batch. If a batch is computed in parts, gpurnn's layers draw the
+        masks that these rows have in the whole batch. Random numbers of your own model differ from part to part.
     progress : bool
         Whether to show a progress bar on stderr.
     callbacks : callable or sequence of callables
         Each is called at the end of every epoch, after its validation, as ``callback(trainer)`` with this object:
-        ``trainer.epoch_history[-1]`` is what the epoch was like, and ``trainer.stop()`` ends the training.
+        ``trainer.epoch_history[-1]`` describes the epoch, and ``trainer.stop()`` ends the training.
     on_checkpoint : callable, optional
         Called without arguments after each checkpoint.
     on_log : callable, optional
         ``on_log(record)`` is called with each line of the metrics, a dict, once it is in ``history``.
     on_gradients : callable, optional
         ``on_gradients(step, params, grads)`` is called before each update with the number of updates before it, the
-        parameters and the gradients g, the penalty included, before any clipping and whether finite or not. It is to
-        change nothing.
+        parameters and the gradients g, including the penalty, before any clipping and whether finite or not. It must
+        not change them.
 
     Attributes
     ----------
     step : int
-        How many steps have been taken.
+        The number of steps taken.
     total : int
-        How many are to be taken. It may be raised, and `train` called again.
+        The number of steps to take. It may be raised, and `train` called again.
     history : list of dict
         The metrics: lines with ``loss`` and lines with ``validation_loss``. If the model has a ``loss_unit``, they name
-        it. So they are in ``metrics.jsonl``, with a perplexity that is infinite as the string "Infinity": JSON has no
-        such number.
+        it. ``metrics.jsonl`` has the same lines, but an infinite perplexity is the string "Infinity": JSON has no such
+        number.
     epoch_history : list of dict
-        A row for each epoch, the last one perhaps unfinished: ``epoch``, ``step``, the mean ``loss`` of its targets as
-        they were trained on, ``accuracy`` of classifiers and taggers, and of the last validation in the epoch
-        ``validation_loss`` and ``validation_accuracy``. ``pandas.DataFrame(trainer.epoch_history)`` is a table.
+        A row for each epoch, the last one perhaps unfinished: ``epoch``, ``step``, the mean ``loss`` of its targets
+        during training, ``accuracy`` for classifiers and taggers, and ``validation_loss`` and ``validation_accuracy``
+        of the last validation in the epoch. ``pandas.DataFrame(trainer.epoch_history)`` is a table.
     saved_step : int or None
         The step of the last checkpoint.
     stopped_early : bool
@@ -284,7 +284,7 @@ class Trainer:
         params = gradients.of_parameters(where, model.params, {})[0]
         gradients.l2_strengths(where, "l2", l2, params)
         if isinstance(chosen, Optimizer):
-            chosen._groups(where, params)  # texts that are in no name
+            chosen._groups(where, params)  # rejects texts that are in no name
         self.l2 = {text: float(v) for text, v in l2.items()} if isinstance(l2, Mapping) else float(l2)
         if validation is None and (patience is not None or validation_interval is not None):
             raise ValueError(f"{where}: validation is None, expected data for early stopping or validation_interval")
@@ -316,7 +316,7 @@ class Trainer:
         self.patience = None if patience is None else _checks.integer_at_least(where, "patience", patience, 1)
         if directory is not None and not isinstance(directory, RunDirectory):
             _checks.path(where, "directory", directory)
-            # Absolute, because the process may go to another directory before the run ends.
+            # Absolute, because the process may change its working directory before the run ends.
             directory = RunDirectory(Path(directory).absolute())
         if directory is not None and self._processes.rank:
             directory = FollowedDirectory(directory.path, directory.names, directory.details)
@@ -349,13 +349,13 @@ class Trainer:
         self._record: dict[str, float] = {}  # what the metrics show of the last step
         self._best: dict[str, Any] | None = None
         self._final: dict[str, Any] | None = None  # what was computed only because the run ends
-        self._last: dict[str, Any] | None = None  # the last parameters, where the model has the best ones
+        self._last: dict[str, Any] | None = None  # the last parameters, if the model has the best ones
         self._checkpoint: Path | None = None
         self.saved_step: int | None = None
 
-        self._pending = ["announce"]  # what is left to be done after the last step, in this order
+        self._pending = ["announce"]  # the work that is left after the last step, in this order
         self._evaluated = math.nan  # the validation loss that a pending entry is about
-        self._before: dict[str, Any] | None = None  # during the first part of a step, what undoes it
+        self._before: dict[str, Any] | None = None  # in the first part of a step, the state that undoes it
         self._torn = False  # whether an update has begun and not ended
         self._announced: int | None = None
         self._began = 0.0  # when the step under way began
@@ -380,7 +380,7 @@ class Trainer:
 
     @property
     def _parts(self) -> int | None:
-        """The parts that a batch is computed in; None for a whole one."""
+        """The number of parts in which a batch is computed; None if it is computed whole."""
         return self._processes.size if self.shards is None and self._processes.size > 1 else self.shards
 
     @property
@@ -438,7 +438,7 @@ class Trainer:
         return "\n".join(lines)
 
     def stop(self) -> None:
-        """Have `train` end after the step under way, as if it had been the last one; for callbacks.
+        """End `train` after the step under way, as if it were the last one; for callbacks.
 
         Another call of `train` continues.
         """
@@ -447,13 +447,13 @@ class Trainer:
     def train(self) -> None:
         """Take the steps that are left.
 
-        After an exception, call it again when the cause is gone: training continues with the step that failed, to the
-        same bits as if nothing had happened. An exception that comes in the middle of an update leaves parameters and
-        optimizer half updated. Then `train` does not continue before `resume` is called.
+        After an exception, call it again when the cause is gone: training continues with the step that failed, with the
+        same bits as if nothing had happened. An exception in the middle of an update leaves parameters and optimizer
+        half updated. Then `train` does not continue before `resume` is called.
 
         After the last step, ``total`` may be raised and `train` called again. What a run computes only because it ends
         (the last line of the metrics, the last validation, the best parameters of early stopping) is undone first, so
-        that the result is that of one run of so many steps.
+        that the result is that of one run with the new ``total``.
 
         Raises
         ------
@@ -498,7 +498,7 @@ class Trainer:
             self._train()
 
     def _check_that_all_do_the_same(self, call: str) -> None:
-        """Reject, in all processes, what differs between them: each would wait for something else, for ever."""
+        """Reject, in all processes, any difference between them: each would wait for something else, forever."""
         processes = self._processes
         if processes.size == 1:
             return
@@ -513,7 +513,7 @@ class Trainer:
                 )
 
     def _described(self, call: str) -> dict[str, Any]:
-        """What all processes must have in common to take the same steps."""
+        """The properties that must be the same in all processes for them to take the same steps."""
         params = list(self.model.params.values())
         return {
             "the call": call,
@@ -528,10 +528,10 @@ class Trainer:
             "whether there is an on_gradients": self.on_gradients is not None,
             **self._config(),
             **self._scheduled(self.total),
-            # Other instructions give other last bits, which shards promise.
+            # Shards promise the last bits, and other instructions change these.
             **({} if self.shards is None else {"what computes": _dispatch.computing(params[0])}),
             "the crc32 of the state of rng": zlib.crc32(repr(self._rng.bit_generator.state).encode()),
-            # Later the processors of the processes may differ in the last bits.
+            # After the first step, different processors may have different last bits.
             "the crc32 of the parameters": None if self.step else _fingerprint(params),
         }
 
@@ -546,7 +546,7 @@ class Trainer:
             interrupt_deferred() as interrupt,
             # A bar that is switched off still takes locks that forked processes share.
             progress_bar(total=self.total, initial=self.step) if self.progress else nullcontext() as bar,
-            np.errstate(over="ignore", invalid="ignore"),  # what overflows is seen in the loss and the gradient norm
+            np.errstate(over="ignore", invalid="ignore"),  # an overflow is seen in the loss and the gradient norm
         ):
             self._began = time.perf_counter()
             self._attend(bar)
@@ -575,7 +575,7 @@ class Trainer:
                 self._assign_parameters(left)
 
     def _prepare_directory(self) -> None:
-        """Have the metrics end where this object does, and a checkpoint to fall back on."""
+        """Make the file of the metrics match this object, and save a checkpoint to fall back on if there is none."""
         assert self._folder is not None
         self._metrics_size = self._folder.trim_metrics(self._metrics_size)
         self._metrics_size += self._folder.append_metrics(self._unwritten)
@@ -584,7 +584,7 @@ class Trainer:
             self._save()
 
     def _is_to_end(self, interrupt: threading.Event) -> bool:
-        """Whether one of the processes was interrupted; all of them stop, too, where one was asked to."""
+        """Whether any process was interrupted; if any was asked to stop, all of them stop as well."""
         every = self._processes.all_gather((interrupt.is_set(), self._asked_to_stop))
         self._stopping = any(asked for _, asked in every)
         return any(interrupted for interrupted, _ in every)
@@ -598,7 +598,7 @@ class Trainer:
         return self._final is not None and bool(self._final["improved"])
 
     def _attend(self, bar: Any) -> None:
-        """The work that is left after the last step. The next call does what an exception interrupted."""
+        """Do the work that is left after the last step. After an exception, the next call continues with it."""
         while self._pending:
             if self._is_due(self._pending[0]):
                 self._processes.together("Trainer", lambda: self._attend_to(self._pending[0], bar))
@@ -623,7 +623,7 @@ class Trainer:
         return True
 
     def _attend_to(self, what: str, bar: Any) -> None:
-        """One entry of the pending work that is due."""
+        """Do one entry of the pending work, which is due."""
         if what == "log":
             self._log(self._at_this_step(self._training_record()))
             self._unlogged, self._timed = nothing(), {"count": 0, "seconds": 0.0}
@@ -659,7 +659,7 @@ class Trainer:
             self._best["failures"] += 1
 
     def _finish(self, bar: Any) -> None:
-        """Log and validate what is not due yet, because the run ends here; a run that is longer forgets it."""
+        """Log and validate before it is due, because the run ends here; if the run is made longer, this is undone."""
         records: list[dict[str, Any]] = []
         kept: list[dict[str, Any]] = []
         improved = False
@@ -703,11 +703,11 @@ class Trainer:
 
         The bits are those of the run on the wing and the machine that it began on. ``run.json`` names the wing, and
         `train` warns if another one computes now; see `gpurnn.use`.
-        The model, the data, the optimizer and the options must be those of the run; ``steps`` may be raised, also after
-        the run has ended, and gives what one run of so many steps would have given.
-        A damaged checkpoint is passed over with a warning if there is a sound one before it. A damaged line of the
-        metrics is left out of ``history`` with a warning; there is one too if their file is gone. `resume` changes no
-        file: `train` removes what follows the last sound line up to the checkpoint, and writes the later lines again.
+        The model, the data, the optimizer and the options must be those of the run. ``steps`` may be raised, also after
+        the run has ended; the result is that of one run with the new number of steps.
+        A damaged checkpoint is skipped with a warning if there is a sound one before it. A damaged line of the metrics
+        is left out of ``history`` with a warning; a missing file of the metrics also gives a warning. `resume` changes
+        no file: `train` cuts the file after the last sound line up to the checkpoint, and writes the later lines again.
 
         Raises
         ------
@@ -748,7 +748,7 @@ class Trainer:
         return self.step
 
     def _history_until(self, saved: dict[str, Any]) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
-        """The metrics up to a checkpoint; how much of the file holds them; and which of them it does not hold whole.
+        """The metrics up to a checkpoint; the size of the part of the file to keep; and the lines to write after it.
 
         Metrics that were logged only because the run ended there are left out.
         """
@@ -773,7 +773,7 @@ class Trainer:
         return history, size, unwritten
 
     def _restorable(self) -> dict[str, Any]:
-        """The present state, as `_restore` takes it."""
+        """The present state, in the form that `_restore` takes."""
         return {
             "params": {name: _dispatch.to_numpy(p) for name, p in self._copied_parameters().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -797,7 +797,7 @@ class Trainer:
         self._assign_parameters(saved["params"])
 
     def _position(self) -> tuple[int, int, int]:
-        """The epoch of the next step, the number of the step in that epoch, and how many steps that has."""
+        """The epoch of the next step, the number of the step in that epoch, and the epoch's number of steps."""
         epoch, first = self._epoch if self._epoch[1] <= self.step else (0, 0)
         while first + (steps := steps_of_epoch(self.data, epoch, self.gradient_accumulation_steps)) <= self.step:
             epoch, first = epoch + 1, first + steps
@@ -831,7 +831,7 @@ class Trainer:
         called: list[str] = []
         epoch, index, _ = self._position()
         if index == 0:
-            if self._of_epoch["count"]:  # not if all of its targets have the weight 0
+            if self._of_epoch["count"]:  # not if all targets of the epoch have the weight 0
                 self._epochs = [*self._epochs, {"epoch": epoch, "step": self.step, **means(self._of_epoch)}]
             self._of_epoch = nothing()
             called = [f"callback {i}" for i in range(len(self.callbacks))]
@@ -839,7 +839,7 @@ class Trainer:
         self._torn = False
 
     def _roll_back(self) -> None:
-        """Undo the beginning of a step: what its gradients have drawn and changed."""
+        """Undo the beginning of a step: the draws and changes that computing its gradients made."""
         assert self._before is not None
         self._rng.bit_generator.state = self._before["rng"]
         if isinstance(self.model, Remembers):
@@ -879,7 +879,7 @@ class Trainer:
             grads = {name: g for name, g in grads.items() if not any(text in name for text in frozen)}
         if (observe := self.on_gradients) is not None:
             self._processes.first("Trainer", lambda: observe(self.step, {name: params[name] for name in grads}, grads))
-        # The norm is that before any clipping, which would hide an infinity.
+        # The norm is taken before any clipping, which would hide an infinity.
         clipped = grads
         if self.clip_value is not None:
             clipped = gradients.clip_by_value(clipped, self.clip_value)
@@ -941,7 +941,7 @@ class Trainer:
         )
 
     def _stated(self, prefix: str, loss: float, measured: Mapping[str, float]) -> dict[str, Any]:
-        """A loss, the same in the chosen metric, what the model measured, and the loss's unit, by their names."""
+        """By name: a loss, the same loss in the chosen metric, the model's own metrics, and the unit of the loss."""
         stated: dict[str, Any] = {f"{prefix}loss": loss, **{f"{prefix}{name}": v for name, v in measured.items()}}
         if self.metric is not None:
             stated[f"{prefix}{self.metric}"] = METRICS[self.metric][1](loss)
@@ -953,12 +953,12 @@ class Trainer:
         """The metrics of the steps since the last line."""
         measured = means(self._unlogged)
         record = {**self._stated("", measured.pop("loss"), measured), **self._record}
-        if self._timed["count"]:  # not where all of these steps were taken before a resume
+        if self._timed["count"]:  # not if all of these steps were taken before a resume
             record["tokens_per_second"] = round(self._timed["count"] / self._timed["seconds"], 1)
         return record
 
     def _show(self, bar: Any, record: dict[str, Any]) -> None:
-        """Have the progress bar, if there is one, show a line of the metrics."""
+        """Show a line of the metrics on the progress bar, if there is one."""
         if bar is None:
             return
         shown = [f"loss {record['loss']:.3f}"]
@@ -981,12 +981,12 @@ class Trainer:
 
     @property
     def _averages(self) -> dict[str, Any]:
-        """The moving averages of the parameters that the optimizer keeps, if it does."""
+        """The moving averages of the parameters, if the optimizer keeps them."""
         return {} if getattr(self.optimizer, "ema_decay", None) is None else self.optimizer.averages
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Give the model the moving averages of its parameters, if there are any, and then its parameters again."""
+        """A context in which the model has the moving averages of its parameters, if there are any."""
         averages = self._averages
         trained = {name: self._xp.asarray(self.model.params[name], copy=True) for name in averages}
         self._assign_parameters(averages)
@@ -1012,7 +1012,7 @@ class Trainer:
         return {"step": self.step, "epoch": float(epoch + index / batches), **record}
 
     def _config(self) -> dict[str, Any]:
-        """The settings that must not change when the run is resumed, for JSON."""
+        """The settings that must not change when the run is resumed, JSON-compatible."""
         accumulated = self.gradient_accumulation_steps
         return {
             **({"gradient_accumulation_steps": accumulated} if accumulated > 1 else {}),
@@ -1057,11 +1057,11 @@ class Trainer:
             raise CheckpointError(f"{path}: belongs to another run than its directory, by {RUN}")
 
     def _scheduled(self, step: int) -> dict[str, list[float | None] | str | None]:
-        """The values of the schedules at the beginning, half way to ``step`` and at it: their fingerprints."""
+        """The fingerprints of the schedules: their values at the beginning, half way to ``step`` and at ``step``."""
         at = (0, step // 2, step)
         learning_rate: list[float | None] | str | None = None
         if self._observer is not None:
-            learning_rate = repr(self._observer)  # what it gives depends on what it has observed
+            learning_rate = repr(self._observer)  # its values depend on the losses that it has observed
         elif self.schedule is not None:
             learning_rate = [self._learning_rate(s) for s in at]
         return {
@@ -1098,12 +1098,12 @@ class Trainer:
         if self._leads:  # no verb of the communicator may follow here, where this process alone may fail
             # The metrics up to here must be on the disk before the checkpoint that counts on them.
             self._folder.flush_metrics()
-            self._known.add(name)  # an exception may come when the file is there already
+            self._known.add(name)  # an exception may come after the file is written
             save_checkpoint(folder, self.step, state)
         self._checkpoint, self.saved_step = folder / name, self.step
 
     def _whole_state(self) -> Any:
-        """The recurrent state that goes into a checkpoint; where batches have shards, that of each of them."""
+        """The recurrent state that goes into a checkpoint; if batches have shards, the state of each shard."""
         if self._parts is None or self._state is None:
             return self._state
         own = own_shards(self._processes, self._parts)
@@ -1140,7 +1140,7 @@ def _on_host(tree: Any) -> Any:
 
 
 def _require(where: str, name: str, value: Any, *attributes: str) -> None:
-    if isinstance(value, type):  # it has the attributes of its objects
+    if isinstance(value, type):  # a class has the attributes of its objects
         raise TypeError(f"{where}: {name} is the class {value.__qualname__}, expected an object of such a class")
     lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]
     if lacking:

@@ -13,17 +13,17 @@ from .._random import generator
 
 
 class Borders(NamedTuple):
-    """Steps of a long sequence that one update concerns: gradients begin at ``start``, losses at ``new``."""
+    """The steps of a long sequence that one update covers: gradients begin at ``start``, losses at ``new``."""
 
     start: int
     new: int
     stop: int
     following: int
-    """Where the next update's gradients begin: the state that enters this step is handed on."""
+    """The step where the next update's gradients begin: the state that enters it is passed on."""
 
 
 def borders(index: int, steps: int, gradient_steps: int, T: int | None = None) -> Borders:
-    """Those of update number ``index`` of BPTT(k1 = steps, k2 = gradient_steps); T may cut the last one short."""
+    """The borders of update ``index`` of BPTT(k1 = steps, k2 = gradient_steps); T may cut the last one short."""
     new, stop, after = (steps * (index + k) for k in range(3))
     return Borders(
         max(stop - gradient_steps, 0), new, stop if T is None else min(stop, T), max(after - gradient_steps, 0)
@@ -43,10 +43,10 @@ class Window:
     gradient_steps : slice
         All steps that gradients go back through; it ends where ``steps`` does.
     state
-        What enters the first of the next window's ``gradient_steps``. Of the last window: the final state.
+        The state that enters the next window's ``gradient_steps``. In the last window: the final state.
     pullback : callable
-        From dy (k1, B, ...), None for zero, to ``((dx, dstate0), grads)``: the gradients of x at ``gradient_steps`` and
-        of the state before them, and of the parameters by name.
+        Maps dy (k1, B, ...), None for zero, to ``((dx, dstate0), grads)``: the gradients of x at ``gradient_steps``, of
+        the state before them, and of the parameters by name.
     """
 
     steps: slice
@@ -69,13 +69,13 @@ def truncated_bptt(
 ) -> Iterator[Window]:
     r"""Truncated backpropagation through time, BPTT(k1, k2), over one long sequence: an update every k1 steps.
 
-    Update i takes the losses L_t of the newest k1 steps and the gradients that they have within the last k2 steps,
-    those before being held constant::
+    Update i takes the losses L_t of the newest k1 steps and their gradients within the last k2 steps; the states before
+    those are held constant::
 
         g_i = sum_{t = i k1}^{(i+1) k1 - 1} dL_t / d\theta |_{h_s constant for s < (i+1) k1 - k2}
 
-    It begins with the state that entered step (i+1) k1 - k2, handed on by the update before, and computes what follows
-    with the parameters as they are now. Windows are computed as they are asked for, so the parameters may be updated
+    It begins with the state that entered step (i+1) k1 - k2, which the update before passed on, and computes the steps
+    from there with the present parameters. Windows are computed as they are asked for, so the parameters may be updated
     between two of them.
 
     Parameters
@@ -95,7 +95,7 @@ def truncated_bptt(
     rng : int or numpy.random.Generator, optional
         For dropout, whose masks are drawn for each window.
     checkpoint_every : int or "sqrt", optional
-        As of the layer's ``vjp``: gradient checkpointing within a window.
+        As in the layer's ``vjp``: gradient checkpointing within a window.
 
     Yields
     ------
