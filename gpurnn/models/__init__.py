@@ -1,4 +1,4 @@
-"""Models: of language, of sequences and of their steps; vocabularies; and what every model can do."""
+"""Models of language, of sequences and of their steps; vocabularies; and the methods that all models share."""
 
 import lazy_loader
 

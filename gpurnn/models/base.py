@@ -1,4 +1,4 @@
-"""The base class of models: layers that make up a whole, a loss, and `fit`, `save` and `from_file`."""
+"""The base class of models: a combination of layers, a loss, and `fit`, `save` and `from_file`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LOSS_UNITS = {
 
 
 class Model(Composite, Saved):
-    """Layers that make up a whole, and the loss that it is trained on.
+    """A combination of layers, and the loss that trains it.
 
     A call and `vjp` take a batch, time-major, as layers do; `fit` and `predict` take examples.
 
@@ -85,7 +85,7 @@ class Model(Composite, Saved):
         return cls(**made, rng=rng)
 
     def _argument(self, name: str) -> Any:
-        """An option of the recurrent layers is an attribute of these, and those of the cell are one of its own."""
+        """An argument of the constructor, read from the model, its recurrent layers or their cell."""
         stack = getattr(self, self._stack)
         if name == "cell":
             return stack.cell.name
@@ -131,13 +131,13 @@ class Model(Composite, Saved):
 
         Without ``epochs`` and ``steps`` training ends by itself. A tenth of the examples, or the last tenth of a single
         text or stream, is held out. Training ends when the loss of that part has not fallen for ten epochs and 400
-        updates, or after a hundred epochs and 1,000 updates. The parameters with the lowest loss stay.
+        updates, or after a hundred epochs and 1,000 updates. The parameters with the lowest loss are kept.
 
         Parameters
         ----------
         X : sequence of arrays, or Data
-            An array for each example; the model says what the arrays hold. Or batches of your own choice, from
-            `gpurnn.training`; then there is no ``y``.
+            An array for each example; each model documents what the arrays hold. Or your own batches, from
+            `gpurnn.training`, without ``y``.
         y : sequence, optional
             The target of each example.
         epochs, steps : int, optional
@@ -147,11 +147,11 @@ class Model(Composite, Saved):
         validation : pair or Data, optional
             ``(X, y)`` to evaluate, once an epoch unless ``validation_interval`` says otherwise.
         validation_split : float, optional
-            Hold out this share of the examples, in (0, 1), instead of ``validation``. They are drawn at random; of a
-            single text or stream the end is held out.
+            Hold out this share of the examples, in (0, 1), instead of ``validation``. They are drawn at random; for a
+            single text or stream, the end is held out.
         patience : int, optional
-            Stop after so many evaluations in a row that did not lower the validation loss, and keep the parameters that
-            had the lowest.
+            Stop after this many evaluations in a row that did not lower the validation loss, and keep the parameters
+            with the lowest loss.
         optimizer : str or Optimizer
             "adam", "adamw", "sgd" or another by its class name in lower case; or an object of `gpurnn.optimizers`, such
             as ``Adam(1e-3, frozen=["embedding"])``, which has further options.
@@ -161,11 +161,11 @@ class Model(Composite, Saved):
             The learning rate from step to step: "constant", "cosine", "linear", "one_cycle", "plateau", or a function
             of the step; see `gpurnn.schedules`.
         clip_norm : float, optional
-            The most that the gradient's global norm may be.
+            The largest global norm of the gradient.
         rng : int or numpy.random.Generator
             Draws the order of the examples, the split and dropout.
         verbose : bool
-            Whether to show a progress bar, where stderr is a terminal.
+            Whether to show a progress bar if stderr is a terminal.
         callbacks : callable or sequence of callables
             Each is called at the end of every epoch, as ``callback(trainer)``.
         directory, resume
@@ -184,7 +184,7 @@ class Model(Composite, Saved):
         Raises
         ------
         TypeError, ValueError
-            The examples or an option are not what is expected; an unknown option is answered with all that there are.
+            The examples or an option are not as expected. The error for an unknown option lists all options.
         FloatingPointError
             The training diverged.
         """
@@ -258,13 +258,13 @@ class Model(Composite, Saved):
         try:
             return self._batches(X, y, batch_size, shuffle=False, rng=0, **options)
         except (ValueError, TypeError, IndexError) as error:
-            # The caller has another X and y, with the same names.
+            # The caller's own X and y have the same names.
             raise type(error)(str(error).replace(f"{where}: ", f"{where}: validation's ", 1)) from error
 
     def _batches(
         self, X: Sequence[Array], y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
     ) -> Any:
-        """The batches of some examples. This is for a target to each step; other models say otherwise."""
+        """The batches of some examples, with a target for each step; other models override this."""
         from ..training import PaddedBatches
 
         _checks.given(f"{type(self).__name__}.fit", y=y)
@@ -280,7 +280,7 @@ class Model(Composite, Saved):
 
     @abstractmethod
     def _shapes(self) -> list[tuple[Any, ...]]:
-        """Rows of the repr, from the input on: the shape of a batch, and texts or layers that say what it is."""
+        """Rows of the repr, beginning with the input: the shape of a batch, and texts or layers that describe it."""
 
 
 def _signature_of_fit() -> inspect.Signature:
@@ -298,13 +298,13 @@ Model.fit.__signature__ = _signature_of_fit()  # type: ignore[attr-defined]
 
 _EPOCHS, _PATIENCE, _SPLIT = 100, 10, 0.1
 _STEPS, _PATIENT_STEPS = 1000, 400
-"""How long `Model.fit` trains where its caller does not say: the latter two are the least, where epochs are short."""
+"""The length of training in `Model.fit` by default; the latter two are lower limits, for short epochs."""
 
 _LEAST_EXAMPLES = 10
-"""Fewer are not split by themselves: a tenth of them says nothing."""
+"""Fewer examples are not split by default: a tenth of them is too few to validate on."""
 
 _LONG_EPOCH = 100
-"""Batches of an epoch above which the metrics have a line more than once an epoch."""
+"""The number of batches in an epoch above which the metrics have several lines an epoch."""
 
 
 def _is_worth_a_split(data: Any) -> bool:
@@ -312,7 +312,7 @@ def _is_worth_a_split(data: Any) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether somebody sees a progress bar: in a terminal or in a notebook."""
+    """Whether a progress bar would be seen: in a terminal or in a notebook."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
@@ -336,13 +336,13 @@ def recurrent(
     init: Any = None,
     **options: Any,
 ) -> Any:
-    """The recurrent layers of a model, made from options as its caller gave them.
+    """The recurrent layers of a model, made from its caller's options.
 
     Raises
     ------
     TypeError, ValueError
-        ``own_options``, the arguments of the model's constructor, or ``cell_options`` hold a value other than None for
-        what is not an option of the cell, or one out of its range; or both hold the same option.
+        ``own_options``, the arguments of the model's constructor, or ``cell_options`` set an option that the cell does
+        not have (None sets nothing), or a value out of its range; or both set the same option.
     """
     kinds = CELLS | ELEMENTWISE
     cell = _checks.choice(where, "cell", cell, tuple(kinds))
@@ -398,7 +398,7 @@ def not_finite(where: str, outputs: str, params: dict[str, Array], **inputs: Arr
     Parameters
     ----------
     outputs : str
-        What is not finite, in words.
+        The name of the outputs, in words.
     params : dict of str to array
         The parameters that the outputs were computed from.
     **inputs
@@ -423,7 +423,7 @@ def existing(where: str, tokens: Array, lengths: Array | None) -> Array | None:
 
 
 def without_padding(where: str, tokens: Array, lengths: Array | None) -> Array:
-    """The tokens (T, B), with 0 past the lengths: what a caller has there is not read, and need not be a token."""
+    """The tokens (T, B), with 0 past the lengths: the caller's entries there are not read, and need not be tokens."""
     exist = existing(where, tokens, lengths)
     if exist is None:
         return tokens

@@ -1,4 +1,4 @@
-"""Sequence models of classes: one for a whole sequence (many to one), or one for each step (many to many)."""
+"""Sequence models for classes: one for a whole sequence (many to one), or one for each step (many to many)."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ class _Classifier(Estimator):
         padding_label: Any = None,
         **options: Unpack[FitOptions],
     ) -> Self:
-        """Train on examples and their labels, whatever holds them.
+        """Train on examples and their labels, in any container.
 
         Parameters
         ----------
         X : array, table, or sequence of arrays, lists, series, tensors or tables
             As in `SequenceRegressor`'s ``fit``.
         y : sequence, array or column; or the name of a column of X
-            The label of each example; of a tagger a sequence of labels for each. Labels are ints, bools, strings or any
-            hashables; ``classes_`` has them in their order.
+            The label of each example; for a tagger, a sequence of labels for each. Labels are ints, bools, strings or
+            any hashables; ``classes_`` has them in order.
         class_weight : dict of label to number, or "balanced", optional
-            The weight of each class in the loss, 1 where it is left out. "balanced" weighs a class by the number of
-            labels over that of its own and of the classes, so that all classes count alike. None: as the constructor
+            The weight of each class in the loss, 1 if it is left out. "balanced" weights a class by N / (K n), for N
+            labels of K classes, n of them of this class, so that all classes count alike. None: as the constructor
             says.
         padding_label : label, optional
             For a tagger: a label that does not count, neither here nor in `score`.
         group, sample_weight, mask
             As in `SequenceRegressor`'s ``fit``.
         **options
-            As in `Model.fit`. Those that are left out are as the constructor says.
+            As in `Model.fit`. The constructor's arguments are their defaults.
 
         Returns
         -------
@@ -88,8 +88,8 @@ class _Classifier(Estimator):
         Raises
         ------
         ValueError, TypeError
-            X or y holds what cannot be learnt from; the message names the example and the step. There are more classes
-            than the model has.
+            X or y holds values that cannot be learnt from; the message names the example and the step. There are more
+            classes than the model has.
         FloatingPointError
             The training diverged.
         """
@@ -150,7 +150,7 @@ class _Classifier(Estimator):
         return targets, product(weights, [np.asarray(w) for w in (own if sizes is None else np.split(own, sizes))])
 
     def _learn_labels(self, where: str, flat: list[Any]) -> examples.Labels:
-        """The labels of the classes: those of an earlier fit, or those that there are."""
+        """The labels of the classes: those of an earlier fit, or else those of this one."""
         known = self._learnt.get("labels")
         if known is not None:
             return known
@@ -170,7 +170,7 @@ class _Classifier(Estimator):
         if len(labels.classes) > K:
             raise ValueError(f"{where}: y has {len(labels.classes)} classes, expected at most classes = {K}")
         if len(labels.classes) < K:
-            # The model could answer a class that has no name.
+            # The model could predict a class that has no name.
             raise ValueError(
                 f"{where}: y has {len(labels.classes)} classes, {labels.shown()}, expected classes = {K}, or whole "
                 f"numbers from 0 to {K - 1}, of which some may be left out"
@@ -186,13 +186,13 @@ class _Classifier(Estimator):
         X
             Examples, as in `fit`.
         batch_size : int
-            How many are computed at a time.
+            The number of examples computed at a time.
         group : str, optional
             As in `fit`.
 
         Returns
         -------
-        (N, classes) array, or of a tagger a list with a (T_i, classes) array for each example
+        (N, classes) array, or for a tagger a list with a (T_i, classes) array for each example
 
         Raises
         ------
@@ -214,12 +214,12 @@ class _Classifier(Estimator):
 
         Returns
         -------
-        (N,) array of labels, or of a tagger a list with a (T_i,) array for each example
+        (N,) array of labels, or for a tagger a list with a (T_i,) array for each example
 
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As `predict_proba` does.
+            As in `predict_proba`.
         """
         return self._map(self._outputs("predict", X, batch_size, group), self._likeliest)
 
@@ -240,12 +240,12 @@ class _Classifier(Estimator):
         batch_size: int = 256,
         group: str | None = None,
     ) -> float:
-        """The share of the labels that `predict` meets.
+        """The share of the labels that `predict` gets right.
 
         Parameters
         ----------
         X, y, sample_weight, mask, group
-            As in `fit`. A label that was padding there counts nowhere here either.
+            As in `fit`. A padding label of `fit` does not count here either.
         batch_size : int
             As in `predict_proba`.
 
@@ -257,7 +257,7 @@ class _Classifier(Estimator):
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As `fit` and `predict_proba` do; a label is none that `fit` saw.
+            As in `fit` and `predict_proba`; or `fit` has not seen a label.
         """
         where = f"{type(self).__name__}.score"
         self._require_fitted(where)
@@ -285,15 +285,15 @@ class SequenceClassifier(_Classifier):
     input_size, classes : int, optional
         A size that is left out is taken from the examples of each `fit`. Then `fit` starts with new parameters, as
         scikit-learn's estimators do. A model with both sizes has its parameters at once, and each `fit` continues
-        with those that it has.
+        with its present ones.
     hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
     pooling : {"last", "mean", "attention"}
-        h: what the stack puts out at the last valid step (of the backward direction, at the first); the mean over the
+        h: the output of the stack at the last valid step (for the backward direction, at the first); the mean over the
         valid steps; or sum_t alpha_t h_t with alpha = softmax(u^T tanh(W h_t + b)), the attention of Yang et al.
-        "last" with a ``merge`` other than "concat" is the final states of both directions, merged, without what
-        ``residual`` adds.
+        "last" with a ``merge`` other than "concat" is the final states of both directions, merged, without the
+        addition of ``residual``.
     cell : {"gru", "lstm", "rnn", "indrnn", "mingru", "minlstm"}
     bidirectional, merge, reverse
         As in `gpurnn.GRU`.
@@ -310,13 +310,13 @@ class SequenceClassifier(_Classifier):
         As in `gpurnn.GRU`.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
-        Where the initial parameters come from, and in `fit` the order of the examples, the split and dropout.
+        The source of the initial parameters, and in `fit` of the order of the examples, the split and dropout.
     standardize_inputs : bool, optional
-        Whether the first `fit` finds out the mean and the standard deviation of each feature, and features are scaled
-        to 0 and 1 by them, in every call that takes examples. A call, `vjp` and the losses take scaled inputs. None: if
-        ``input_size`` is left out.
+        Whether the first `fit` learns the mean and the standard deviation of each feature, and all methods that take
+        examples then scale features to mean 0 and deviation 1. A call, `vjp` and the losses take scaled inputs. None:
+        only if ``input_size`` is left out.
     random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
-        scikit-learn's name for ``rng``, in whose place it is used.
+        scikit-learn's name for ``rng``; it is used instead of ``rng``.
     epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, class_weight, verbose
         Defaults of `fit`, so that scikit-learn's tools can search over them.
 
@@ -325,9 +325,9 @@ class SequenceClassifier(_Classifier):
     classes_ : (classes,) array
         The label of each class.
     n_features_in_ : int
-        How many features a step has.
+        The number of features of a step.
     feature_names_in_ : array of str
-        The columns of the tables that `fit` was given; missing if it was given arrays.
+        The columns of the tables that were passed to `fit`; missing if arrays were passed.
     params : dict of str to array
         ``embedding.weight`` if there is one, ``recurrent.weight_ih_l0``, ..., ``pooling.weight``, ``pooling.bias`` and
         ``pooling.query`` (u) of the attention, ``output.weight`` and ``output.bias``.
@@ -365,7 +365,7 @@ class SequenceClassifier(_Classifier):
     >>> model.predict(sequences[:3]).shape, model.predict_proba(sequences[:3]).shape
     ((3,), (3, 2))
 
-    Sizes may be left out, and options of `fit` be given here, as scikit-learn's tools like it:
+    Sizes may be left out, and options of `fit` passed to the constructor, as scikit-learn's tools expect:
 
     >>> words = ["up" if c else "down" for c in classes]
     >>> model = SequenceClassifier(hidden_size=8, epochs=20, lr=0.01).fit(sequences, words)
@@ -445,7 +445,7 @@ class SequenceTagger(_Classifier):
 
     Examples
     --------
-    Whether the ones so far are odd in number:
+    Whether the number of ones so far is odd:
 
     >>> import numpy as np
     >>> import gpurnn

@@ -15,14 +15,14 @@ from .. import _checks
 Rows = NDArray[np.int64]
 
 Step = Callable[[NDArray[np.int32], Any], tuple[NDArray[np.float64], "NDArray[np.float64] | None", Any]]
-"""From the last tokens (R,) and the state to logits (R, V), attention weights (R, S) or None, and the new state."""
+"""Maps the last tokens (R,) and the state to logits (R, V), attention weights (R, S) or None, and the new state."""
 
 Reorder = Callable[[Any, Rows], Any]
-"""From a state and numbers of rows to the state of these rows, in this order."""
+"""Maps a state and row numbers to the state of these rows, in this order."""
 
 
 Fail = Callable[[int], Exception]
-"""From a row of the batch to the error that says why its logits are no answer."""
+"""Maps a row of the batch to the error that says why its logits are not valid."""
 
 
 def _fail(row: int) -> Exception:
@@ -48,7 +48,7 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """The places (R, k) of the k largest values of each row (R, N), the largest first; of equal values the first.
+    """The places (R, k) of the k largest values of each row (R, N), the largest first; among equal values, the first.
 
     These are the first k places of a stable descending sort, in O(N) instead of O(N log N) per row.
     """
@@ -57,7 +57,7 @@ def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
         return _descending(values)
     places = np.argpartition(values, size - k, axis=1)[:, size - k :]
     least = np.take_along_axis(values, places[:, :1], axis=1)
-    # The partition chooses freely among the values that are equal to the least. The first of them belong here.
+    # The partition may choose any of the values that equal the least; the right ones are the first of them.
     for row in np.flatnonzero((values >= least).sum(axis=1) > k).tolist():
         larger, equal = np.flatnonzero(values[row] > least[row]), np.flatnonzero(values[row] == least[row])
         places[row] = np.concatenate([larger, equal[: k - len(larger)]])
@@ -69,7 +69,7 @@ def likeliest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
 def _descending(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """The places of a stable descending sort of each row.
 
-    NumPy's own stable sort takes several times as long as its other one, whose ties are put in order here.
+    NumPy's stable sort takes several times as long as its default one, whose ties are put in order here.
     """
     order = np.argsort(-values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
@@ -106,7 +106,7 @@ def draw(
     Parameters
     ----------
     temperature : float
-        \tau; 0 takes the likeliest token, and of equally likely ones the first.
+        \tau; 0 takes the likeliest token, the first among equally likely ones.
     top_k : int, optional
         Draw from the k likeliest tokens only.
     top_p : float, optional
@@ -166,7 +166,7 @@ def sample(
     top_p: float | None = None,
     fail: Fail = _fail,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Tokens (T, B), 0 past the end symbol of each row, and their lengths (B,), the end symbol counted.
+    """Tokens (T, B), 0 past the end symbol of each row, and their lengths (B,), including the end symbol.
 
     A row that has no end symbol after ``max_length`` tokens ends there; the limit may be an array (B,), one for each
     row. A row that has not ended and whose logits are not finite raises ``fail(row)``.

@@ -33,30 +33,30 @@ class EncoderDecoder(Model):
         o_t     = decoder(E'[y_{t-1}], h_{t-1}, h^enc)            see `gpurnn.layers.Decoder`
         P(y_t | y_1 .. y_{t-1}, x) = softmax(W_o o_t + b_o)
 
-    Token 0 is padding: it is what stands past the end of a sequence. The decoder reads ``begin`` before y_1, and y ends
-    with ``end``, which the model predicts like any other token.
+    Token 0 is padding, which fills the steps past the end of a sequence. The decoder reads ``begin`` before y_1, and y
+    ends with ``end``, which the model predicts like any other token.
 
     Parameters
     ----------
     source_symbols, target_symbols : int
-        How many tokens there are, the reserved ones included.
+        The number of tokens, including the reserved ones.
     embedding_size, hidden_size : int
         hidden_size is the width of the encoder, in each direction, and of the decoder.
     num_layers : int
         Layers of the decoder.
     encoder_layers : int, optional
-        As many as the decoder's by default.
+        Layers of the encoder; ``num_layers`` by default.
     cell : {"gru", "lstm", "rnn"}
     bidirectional : bool
-        The encoder's.
+        Whether the encoder reads in both directions.
     attention : {"additive", "general", "dot"}, optional
-        Bahdanau's decoder, or one of Luong's two; None for none: then all that the decoder knows of the source is h_0.
+        Bahdanau's decoder, or one of Luong's two; None: no attention, so the decoder knows the source only by h_0.
     attention_size : int, optional
         Width of the additive score; hidden_size by default.
     input_feeding : bool
         For Luong's attention: whether the attentional state h~_{t-1} is part of the input of step t.
     bridge : bool, optional
-        Whether h_0 is computed by W_b from all final states of the encoder. By default only where it must be: the
+        Whether h_0 is computed by W_b from all final states of the encoder. By default only if it must be: if the
         encoder is bidirectional, or has another number of layers.
     activation, leak, reset_after, update
         Options of the cell: the first two of `gpurnn.RNN`, the others of `gpurnn.GRU`. None: the cell's default.
@@ -68,7 +68,7 @@ class EncoderDecoder(Model):
     begin, end : int
         Target tokens.
     init : str, initializer or pair, optional
-        How the recurrent layers start, as in `gpurnn.GRU`.
+        The initializers of the recurrent layers, as in `gpurnn.GRU`.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
@@ -82,7 +82,7 @@ class EncoderDecoder(Model):
     Raises
     ------
     ValueError, TypeError
-        An option is out of its range or unknown, or does not go with another.
+        An option is out of its range or unknown, or conflicts with another.
 
     References
     ----------
@@ -92,7 +92,7 @@ class EncoderDecoder(Model):
 
     Examples
     --------
-    Sequences, and the same backwards:
+    Sequences to be reversed:
 
     >>> import numpy as np
     >>> import gpurnn
@@ -209,7 +209,7 @@ class EncoderDecoder(Model):
         self.attention, self.attention_size, self.input_feeding = attention, attention_size, input_feeding
 
     def _argument(self, name: str) -> Any:
-        # None where the default gives the same.
+        # None if the default gives the same.
         layers, decoder_layers = self.encoder.num_layers, self.num_layers
         if name == "encoder_layers":
             return None if layers == decoder_layers else layers
@@ -228,16 +228,16 @@ class EncoderDecoder(Model):
         source : (S, B) integer array
             S at least 1.
         previous : (T, B) integer array
-            What the decoder reads: ``begin``, y_1, ..., y_{T-1}.
+            The decoder's inputs: ``begin``, y_1, ..., y_{T-1}.
         lengths : (B,) integer array, optional
             The lengths of the sources.
 
         Returns
         -------
         logits : (T, B, V) array
-            Row t is of y_{t+1}, counted from y_1 in row 0.
+            Row t holds the logits of y_{t+1}; row 0 those of y_1.
         weights : (T, B, S) array or None
-            alpha: where the decoder looked. None without attention.
+            alpha, the attention weights. None without attention.
         """
         source, previous = self._take_pair(source, "previous", previous, lengths)
         outputs, weights = self._decode(source, previous, lengths)
@@ -332,7 +332,7 @@ class EncoderDecoder(Model):
         return without_padding(where, tokens, lengths)
 
     def _take_pair(self, source: Array, name: str, tokens: Array, lengths: Array | None = None) -> tuple[Array, Array]:
-        """Sources and target tokens, ready to compute with; reject what does not fit each other."""
+        """Sources and target tokens, ready to compute with; reject those that do not fit each other."""
         source, tokens = self._take_tokens("source", source, lengths), self._take_tokens(name, tokens)
         if tokens.shape[1] != source.shape[1]:
             raise ValueError(
@@ -353,7 +353,7 @@ class EncoderDecoder(Model):
         inputs : (S, B) integer array
             The sources.
         targets : pair of (T, B) and (B,) integer arrays
-            y, each with its end symbol, and their lengths, the end symbol counted.
+            y, each with its end symbol, and their lengths, including the end symbol.
         state : None
         lengths : (B,) integer array, optional
             The lengths of the sources.
@@ -379,8 +379,8 @@ class EncoderDecoder(Model):
         ----------
         teacher_forcing : float
             The probability, for each step of each sequence, that the decoder reads the target y_{t-1}. Otherwise it
-            reads the token that it finds likeliest after what it has read, without dropout. 1 is teacher forcing, 0 is
-            free running, and values between are scheduled sampling (Bengio et al. 2015). A token has no gradient, so
+            reads its own likeliest token, computed without dropout. 1 is teacher forcing, 0 is free running, and
+            values between are scheduled sampling (Bengio et al. 2015). A token has no gradient, so
             the gradients are exactly those of the loss given the tokens that were read.
         """
         _checks.no_state("EncoderDecoder", state)
@@ -473,7 +473,7 @@ class EncoderDecoder(Model):
         fed: Any = None
         if rng is not None and share > 0.0:
             like = self.output.params["weight"]
-            fed = dropout_mask(like, (*tokens.shape, 1), share, mask_key(rng))[:, :, 0] == 0  # what it would drop
+            fed = dropout_mask(like, (*tokens.shape, 1), share, mask_key(rng))[:, :, 0] == 0  # where it would drop
         for t in range(1, tokens.shape[0]):
             output, _, carried = self.decoder.step(self.target(read[-1][None, ...])[0, ...], carried)
             token = xp.astype(xp.argmax(self.output(output), axis=-1), xp.int64)
@@ -485,7 +485,7 @@ class EncoderDecoder(Model):
     # ---- Decoding ----------------------------------------------------------------------------------------------------
 
     def _steps(self, where: str, source: Array, lengths: Array | None) -> tuple[decoding.Step, Carried]:
-        """The model as decoding takes it, and the state to begin with."""
+        """The model as a step for `decoding`, and the initial state."""
         source = self._take_tokens("source", source)
         if lengths is not None:
             _, _, lengths = _arrays.take(where, integers={"source": source, "lengths": lengths})
@@ -510,7 +510,7 @@ class EncoderDecoder(Model):
         return step, self.decoder.begin(memory, state, lengths if self._looks else None, batch=source.shape[1])
 
     def greedy(self, source: Array, lengths: Array | None = None, *, max_length: int) -> tuple[Array, Array]:
-        """The likeliest token at each step; arguments, results and errors as of `sample`."""
+        """The likeliest token at each step; arguments, results and errors as in `sample`."""
         where = "EncoderDecoder.greedy"
         max_length = _limit(where, max_length)
         return self._sample(where, source, lengths, max_length, self._fail(where), np.random.default_rng(0), 0.0)
@@ -534,7 +534,7 @@ class EncoderDecoder(Model):
         lengths : (B,) integer array, optional
             The lengths of the sources.
         max_length : int
-            How many tokens a target may have; one that has not ended by then ends there, without an end symbol.
+            The largest number of tokens of a target; one that has not ended by then ends there, without an end symbol.
         temperature : float
             \tau in P_v \propto exp(logit_v / \tau); 0 takes the likeliest.
         top_k : int, optional
@@ -548,7 +548,7 @@ class EncoderDecoder(Model):
         tokens : (T, B) int32 array
             0 past the end symbol.
         lengths : (B,) int32 array
-            The end symbol counted.
+            Including the end symbol.
 
         Raises
         ------
@@ -609,21 +609,21 @@ class EncoderDecoder(Model):
         source, lengths, max_length
             As in `sample`.
         beam_size : int
-            How many prefixes are continued at each length.
+            The number of prefixes that are continued at each length.
         length_penalty, coverage_penalty : float
             At least 0. The latter is for models with attention.
         best : int
-            How many hypotheses to return for each source, at most ``beam_size``.
+            The number of hypotheses to return for each source, at most ``beam_size``.
 
         Returns
         -------
         list of lists of Hypothesis
-            With the attributes ``tokens`` (T,), the end symbol among them, ``log_probability`` and ``score``.
+            With the attributes ``tokens`` (T,), including the end symbol, ``log_probability`` and ``score``.
 
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As of `sample`.
+            As in `sample`.
         """
         where = "EncoderDecoder.beam_search"
         max_length = _limit(where, max_length)
@@ -668,7 +668,7 @@ class EncoderDecoder(Model):
         )  # fmt: skip
 
     def align(self, source: Array, targets: tuple[Array, Array], lengths: Array | None = None) -> Array:
-        """alpha (T, B, S): how much target token t looked at source token s. Arguments as in `loss`.
+        """alpha (T, B, S): the attention weight of source token s for target token t. Arguments as in `loss`.
 
         Raises
         ------
@@ -712,7 +712,7 @@ class EncoderDecoder(Model):
         max_length : int, optional
             By default, for each source, twice its own length and ten more.
         batch_size : int
-            How many are decoded at a time.
+            The number of sources decoded at a time.
         length_penalty, coverage_penalty : float, optional
             As in `beam_search`, with its defaults; for a ``beam_size`` above 1.
 
@@ -723,7 +723,7 @@ class EncoderDecoder(Model):
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As of `sample`.
+            As in `sample`.
         """
         from ..training.data import pad
 
@@ -738,7 +738,7 @@ class EncoderDecoder(Model):
         limits = np.array([2 * int(s.shape[0]) + 10 for s in sources], np.int64)
         if max_length is not None:
             limits[:] = _limit(where, max_length)
-        # Sources of about one length go together, so that there is little padding.
+        # Sources of similar length go together, so that there is little padding.
         order = sorted(range(len(sources)), key=lambda i: int(sources[i].shape[0]))
         sequences: list[Any] = [None] * len(sources)
         for start in range(0, len(order), batch_size):
@@ -775,7 +775,7 @@ class EncoderDecoder(Model):
     def _batches(
         self, X: Sequence[Array], y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator
     ) -> Any:
-        """Pairs of source and target; to the targets, which are given without it, the end symbol is added."""
+        """Pairs of source and target; the end symbol is added to the targets, which the caller passes without it."""
         from ..training import PaddedBatches
 
         where = f"{type(self).__name__}.fit"
@@ -809,5 +809,5 @@ class EncoderDecoder(Model):
 
 
 def _limit(where: str, max_length: int) -> int:
-    """The most tokens that a target may have, as an int64 holds it: what is above is as good as no limit."""
+    """The largest number of tokens of a target, capped to int64: a limit above that is as good as none."""
     return min(_checks.integer_at_least(where, "max_length", max_length, 1), np.iinfo(np.int64).max)

@@ -1,4 +1,4 @@
-"""Fitting a sequence model to examples as people have them, and predicting for others."""
+"""Fitting a sequence model to examples in any container, and predicting for others."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 
 _SCALES = ("mean", "std", "input_mean", "input_std")
-"""The names of the scales that `fit` learns of targets and inputs."""
+"""The names of the scales of targets and inputs that `fit` learns."""
 
 _OF_NETWORK = ("embedding", "recurrent", "pooling", "output", "parts", "input_size")
-"""Attributes of a model that has layers."""
+"""Attributes that a model has only once its layers are made."""
 
 _NETWORK = _checks.keywords(SequenceModel, "__init__")
 """Options of the layers."""
 
 
 class Estimator(SequenceModel):
-    """A sequence model that is fitted to examples and their targets, whatever holds them, as scikit-learn's are.
+    """A sequence model that is fitted to examples and their targets, in any container, as scikit-learn's models are.
 
-    A constructor passes its arguments on by name. What scikit-learn asks of them, `get_params` gives: each as it was
-    given. Without ``input_size`` or the number of outputs there are no parameters before `fit`.
+    A constructor passes its arguments on by name. `get_params` returns each of them as it was passed, which
+    scikit-learn requires. Without ``input_size`` or the number of outputs there are no parameters before `fit`.
     """
 
     _fit_options = (
@@ -59,10 +59,10 @@ class Estimator(SequenceModel):
     """The results of `fit` besides parameters: the names of features, the labels, the scale of targets."""
 
     _is_fitted = False
-    """Whether the parameters are of a fit or of a caller."""
+    """Whether the parameters come from a fit or from a caller."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        """The model of the arguments of a constructor by name, such as its ``locals()``."""
+        """Take the arguments of a subclass's constructor by name, such as its ``locals()``."""
         self._arguments = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
         pooling = _checks.choice(type(self).__name__, "pooling", self._arguments["pooling"], self._poolings)
         self._has_one_target = pooling is not None
@@ -85,11 +85,11 @@ class Estimator(SequenceModel):
         self._remove_network()
 
     def _sizes(self) -> tuple[int | None, int | None]:
-        """The sizes of inputs and outputs that the constructor was given; `fit` finds out those that are None."""
+        """The sizes of inputs and outputs that were passed to the constructor; `fit` determines those that are None."""
         return self._arguments["input_size"], self._arguments[self._outputs_name]
 
     def _missing(self) -> str:
-        """The sizes that `fit` finds out, for messages."""
+        """The sizes that `fit` determines, for messages."""
         sizes = zip(("input_size", self._outputs_name), self._sizes(), strict=True)
         return " and ".join(name for name, size in sizes if size is None)
 
@@ -173,8 +173,8 @@ class Estimator(SequenceModel):
     def set_params(self, **params: Any) -> Self:
         """Change arguments of the constructor.
 
-        Options of `fit` are changed and nothing else. With any other argument this is a new model: what the earlier one
-        learnt is lost.
+        If only options of `fit` change, nothing else does. With any other argument this becomes a new model, and the
+        results of earlier fits are lost.
 
         Returns
         -------
@@ -183,7 +183,7 @@ class Estimator(SequenceModel):
         Raises
         ------
         ValueError
-            A name is no argument of the constructor.
+            A name is not an argument of the constructor.
         ValueError, TypeError
             The constructor rejects a value; then nothing changes.
         """
@@ -205,12 +205,12 @@ class Estimator(SequenceModel):
 
     @property
     def n_features_in_(self) -> int:
-        """How many features a step has."""
+        """The number of features of a step."""
         return 1 if self.embedding is not None else int(self.recurrent.input_size)
 
     @property
     def feature_names_in_(self) -> NDArray[np.object_]:
-        """The columns of the tables that `fit` was given; there is no such attribute if it was given arrays."""
+        """The columns of the tables that were passed to `fit`; there is no such attribute if arrays were passed."""
         if "features" not in self._learnt:
             raise AttributeError(f"{type(self).__name__}: fit has seen no names of features")
         names = np.empty(len(self._learnt["features"]), object)
@@ -237,7 +237,7 @@ class Estimator(SequenceModel):
         )
 
     _estimator_type: str | None = None
-    """The tags by which scikit-learn knows the model."""
+    """The kind of estimator, in scikit-learn's terms."""
 
     def config(self) -> dict[str, Any]:
         # A file holds no optimizer, function or dict of weights that is a default of `fit`.
@@ -247,7 +247,7 @@ class Estimator(SequenceModel):
     config.__doc__ = SequenceModel.config.__doc__
 
     def _training(self) -> set[str]:
-        """Arguments of the constructor that do not say what the model is, but how it is trained."""
+        """Arguments of the constructor that describe the training, not the model."""
         return {*self._fit_options, "class_weight"}
 
     @classmethod
@@ -293,7 +293,7 @@ class Estimator(SequenceModel):
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
         learnt = dict(fitted)
-        del self._is_fitted  # reading the parameters has set it
+        del self._is_fitted  # loading the parameters has set it
         if _checks.flag(type(self).__name__, "is_fitted", learnt.pop("is_fitted", False)):
             self._is_fitted = True
         if "labels" in learnt:
@@ -314,25 +314,25 @@ class Estimator(SequenceModel):
         mask: Any = None,
         **options: Unpack[FitOptions],
     ) -> Self:
-        """Train on examples, whatever holds them; see `Model.fit` for the other options.
+        """Train on examples in any container; see `Model.fit` for the other options.
 
         Parameters
         ----------
         X : array, table, or sequence of arrays, lists, series, tensors or tables
             The examples, of any lengths: an (N, T, input_size) array, (N, T) of one feature, an entry (T_i, input_size)
-            or (T_i,) for each; or tokens (T_i,), if the model embeds them. Numbers of any dtype become those of the
-            model once. A pandas or polars table has a row for each example and a column for each step; with ``group``
+            or (T_i,) for each; or tokens (T_i,), if the model embeds them. Numbers of any dtype are converted once to
+            the model's. A pandas or polars table has a row for each example and a column for each step; with ``group``
             a row for each step and a column for each feature. Or batches from `gpurnn.training`, without ``y``.
         y : sequence, array or column; or the name of a column of X
-            The target of each example, or where the model answers for each step a sequence of targets for each.
+            The target of each example; if the model predicts each step, a sequence of targets for each example.
         group : str, optional
             The column of the table X that says to which example a row belongs.
         sample_weight : (N,) sequence of numbers, optional
             The weight of each example in the loss.
         mask : sequence of (T_i,) arrays, or (N, T) array, optional
-            Where the model answers for each step: which targets count, as bools or weights.
+            For a model that predicts each step: which targets count, as bools or weights.
         **options
-            As in `Model.fit`. Those that are left out are as the constructor says.
+            As in `Model.fit`. The constructor's arguments are their defaults.
 
         Returns
         -------
@@ -342,7 +342,7 @@ class Estimator(SequenceModel):
         Raises
         ------
         ValueError, TypeError
-            X or y holds what cannot be learnt from; the message names the example and the step.
+            X or y holds values that cannot be learnt from; the message names the example and the step.
         FloatingPointError
             The training diverged.
         """
@@ -369,7 +369,7 @@ class Estimator(SequenceModel):
         before = self.__dict__.copy()
         try:
             if None in self._sizes():
-                # They are those of these examples, and so are the parameters.
+                # These examples determine the sizes, so the parameters are new too.
                 self._remove_network()
                 self._learnt, self._is_fitted = {}, False
             data = self._read(where, X, y, group, sample_weight, mask).batches(batch_size, shuffle=True, rng=rng)
@@ -384,13 +384,13 @@ class Estimator(SequenceModel):
             raise
 
     def _defaults_of_fit(self, options: FitOptions) -> FitOptions:
-        """The options of `fit` that the constructor was given, except those that ``options`` replace."""
+        """The options of `fit` that were passed to the constructor, except those that ``options`` replace."""
         defaults: Any = {name: getattr(self, name) for name in self._fit_options}
         instead: Mapping[str, Any] = options
         for name, other in (("epochs", "steps"), ("validation_split", "validation"), ("lr", "optimizer")):
             if instead.get(other) is not None:
                 del defaults[name]
-        # Training changes an optimizer, and a schedule that goes by validation losses.
+        # Training changes an optimizer, and a schedule that depends on validation losses.
         defaults |= {name: copy.deepcopy(defaults[name]) for name in ("optimizer", "schedule")}
         defaults["rng"] = self._random_state()
         return defaults
@@ -398,7 +398,7 @@ class Estimator(SequenceModel):
     def _read(
         self, where: str, X: Any, y: Any, group: str | None, sample_weight: Any = None, mask: Any = None
     ) -> _Labelled:
-        """Examples and their targets as arrays of the model, and what `fit` learns of them."""
+        """Examples and their targets as arrays for the model; `fit` also learns names and scales from them."""
         _checks.given(where, X=X, y=y)
         columns = (y,) if isinstance(y, str) else tuple(y) if self._are_columns(X, y, group) else ()
         if columns and group is None:
@@ -440,7 +440,7 @@ class Estimator(SequenceModel):
     def _sequences(
         self, where: str, X: Any, group: str | None = None, features: Sequence[str] | None = None
     ) -> examples.Sequences:
-        """The examples; reject what this model does not read, before any work."""
+        """The examples; reject those that this model cannot read, before any work."""
         tokens = self.num_embeddings
         input_size = self.recurrent.input_size if self._is_built else self._sizes()[0]
         data = examples.sequences(
@@ -455,7 +455,7 @@ class Estimator(SequenceModel):
         return data
 
     def _ready(self, where: str, data: examples.Sequences) -> examples.Sequences:
-        """The examples as the layers read them: scaled, and in the library of the parameters."""
+        """The examples in the form that the layers read: scaled, and in the library of the parameters."""
         weight = self.output.params["weight"]
         for i, (name, array) in enumerate(zip(data.names, data.arrays, strict=True)):
             if "input_mean" in self._learnt:
@@ -471,14 +471,14 @@ class Estimator(SequenceModel):
 
     @property
     def _standardizes_inputs(self) -> bool:
-        """Whether `fit` scales the inputs: as the constructor says, or where it also finds out their size."""
+        """Whether `fit` scales the inputs: as the constructor says, or else if `fit` also determines their size."""
         if self.num_embeddings is not None:
             return False
         given = self._arguments["standardize_inputs"]
         return self._sizes()[0] is None if given is None else bool(given)
 
     def _complete(self, data: examples.Sequences, outputs: int | None) -> None:
-        """Build a model whose sizes the constructor was not given, in the library of the examples."""
+        """Build the layers if the constructor was not given the sizes, in the library of the examples."""
         if self._is_built or outputs is None:
             return
         input_size = self._sizes()[0]
@@ -521,7 +521,7 @@ class Estimator(SequenceModel):
         return [self._scaled(row) for row in rows], weights
 
     def _learn_scale(self, rows: list[Array], weights: list[Any] | None) -> None:
-        """Learn the units of the targets, at the first fit."""
+        """Learn the scale of the targets, at the first fit."""
 
     def _scaled(self, values: Array) -> Array:
         return values
@@ -568,7 +568,7 @@ class Estimator(SequenceModel):
         return self._read(f"{type(self).__name__}.fit", X, y, group).batches(batch_size, shuffle=shuffle, rng=rng)
 
     def _outputs(self, method: str, X: Any, batch_size: int, group: str | None = None) -> list[Array]:
-        """The outputs for each example: (O,) arrays, or (T_i, O) where there is an output for each step."""
+        """The outputs for each example: (O,) arrays, or (T_i, O) if there is an output for each step."""
         where = f"{type(self).__name__}.{method}"
         self._require_fitted(where)
         return self._outputs_of(where, self._ready(where, self._sequences(where, X, group)), batch_size)
@@ -583,7 +583,7 @@ class Estimator(SequenceModel):
 
         batch_size = _checks.integer_at_least(where, "batch_size", batch_size, 1)
         arrays = data.arrays
-        # Sequences of about one length go together, so that there is little padding.
+        # Sequences of similar length go together, so that there is little padding.
         order = sorted(range(len(arrays)), key=lambda i: int(arrays[i].shape[0]))
         outputs: dict[int, Array] = {}
         for start in range(0, len(order), batch_size):
@@ -608,12 +608,12 @@ class Estimator(SequenceModel):
             # Padding is 0, and its outputs are finite if those of the steps before are.
             fine = xp.all(fine, axis=0)
         if self.embedding is None:
-            # Saturated units would answer infinity.
+            # Saturated units would turn an infinite input into finite outputs.
             fine = fine & xp.all(xp.isfinite(inputs), axis=(0, 2))
         return np.flatnonzero(~_dispatch.to_numpy(fine))
 
     def _map(self, outputs: list[Array], function: Any) -> Any:
-        """``function`` of the stacked outputs, or of the outputs of each example where they are for each step."""
+        """``function`` of the stacked outputs, or of the outputs of each example if they are for each step."""
         xp = _dispatch.namespace(type(self).__name__, outputs=outputs[0])
         if self.pooling is not None:
             return function(xp, xp.stack(outputs))
@@ -642,11 +642,11 @@ class _Labelled:
 
 
 class NotFittedError(ValueError, AttributeError):
-    """scikit-learn's NotFittedError, where scikit-learn is not in use."""
+    """The counterpart of scikit-learn's NotFittedError, for programs that do not import scikit-learn."""
 
 
 def not_fitted(message: str) -> ValueError:
-    """The error of a model that has to be fitted first: scikit-learn's if that is imported, whose tools catch it."""
+    """The error of a model that must be fitted first: scikit-learn's if it is imported, since its tools catch that."""
     exceptions = sys.modules.get("sklearn.exceptions")
     kind: type[ValueError] = NotFittedError if exceptions is None else exceptions.NotFittedError
     return kind(message)

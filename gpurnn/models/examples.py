@@ -1,8 +1,8 @@
-"""Callers' examples and labels as the arrays that a model computes with: one of the model's dtype for each example.
+"""Convert callers' examples and labels to the arrays that a model computes with: one for each example, of its dtype.
 
-Functions and layers are strict about their arrays. Models are where people arrive with lists, tables, tensors of other
-libraries, labels in words and targets in any unit; all of that is converted here, once. A message names a value as its
-caller would find it: ``X[3] holds NaN at step 5``.
+Functions and layers are strict about their arrays. Models also take lists, tables, tensors of other libraries, labels
+in words and targets in any unit; all of these are converted here, once. A message names a value in the caller's terms:
+``X[3] holds NaN at step 5``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def array_of(where: str, name: str, value: Any) -> Array:
     Raises
     ------
     TypeError
-        ``value`` is nothing of the kind, or a tensor that cannot be shared.
+        ``value`` is none of these, or a tensor that cannot be shared.
     ValueError
         Lists differ in length, or a masked array has masked entries.
     """
@@ -63,7 +63,7 @@ def array_of(where: str, name: str, value: Any) -> Array:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether a value is one array, series or tensor of numbers or labels, and no sequence of such."""
+    """Whether a value is one array, series or tensor of numbers or labels, not a sequence of such."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0 and not (value.dtype.kind == "O" and any(np.ndim(v) for v in value.flat))
     return any(hasattr(value, name) for name in ("to_numpy", "__dlpack__", "__array__", "toarray")) or (
@@ -87,14 +87,14 @@ def _shared(where: str, name: str, tensor: Any) -> Array:
 
 
 def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any], lost: list[str] | None = None) -> Array:
-    """An array of any numbers or bools in the model's ``dtype``, as the library of ``value`` holds them.
+    """An array of any numbers or bools, converted to the model's ``dtype`` in the library of ``value``.
 
-    What is to be said of lost digits is a warning, or is added to ``lost``.
+    A message about lost digits is a warning, or is added to ``lost``.
 
     Raises
     ------
     TypeError
-        There is something other than numbers.
+        ``value`` holds something other than numbers.
     ValueError
         A number is beyond the range of ``dtype``.
     """
@@ -132,12 +132,12 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any], lost: list[
 
 
 def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> str:
-    """Warn where numbers differ by so little, relative to their size, that ``dtype`` rounds most of it away."""
+    """A warning if numbers differ by so little, relative to their size, that ``dtype`` loses the digits; else empty."""
     if not array.size or np.dtype(_checks.dtype_name(array)).itemsize <= dtype.itemsize:
         return ""
     values = _dispatch.to_numpy(array)
     columns = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
-    # Without NaN, which stands for a missing number.
+    # This leaves out NaN, which stands for a missing number.
     low, high = np.fmin.reduce(columns, axis=0), np.fmax.reduce(columns, axis=0)
     with np.errstate(invalid="ignore", over="ignore"):
         spread, rounding = high - low, np.finfo(dtype).eps * np.maximum(abs(low), abs(high))
@@ -152,7 +152,7 @@ def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> str:
 
 
 def _exact(dtype: np.dtype[Any]) -> int:
-    """The largest integer up to which ``dtype`` holds every one."""
+    """The largest integer up to which ``dtype`` holds every integer."""
     return int(2 ** (np.finfo(dtype).nmant + 1))
 
 
@@ -163,7 +163,7 @@ def _numbers_of_objects(where: str, name: str, array: NDArray[Any]) -> NDArray[n
         value = array[place]
         try:
             result[place] = np.nan if is_missing(value) else float(value)
-        except OverflowError as error:  # of an int that is larger than every float
+        except OverflowError as error:  # an int that is larger than every float
             at = "".join(f"[{i}]" for i in place)
             raise ValueError(f"{where}: {name}{at} is beyond the range of float64, expected finite numbers") from error
         except (TypeError, ValueError) as error:
@@ -180,11 +180,11 @@ class Sequences:
     ----------
     arrays : list of (T_i, F) arrays, or of (T_i,) integer arrays of tokens
     names : list of str
-        What messages call each.
+        The name of each in messages.
     features : tuple of str, optional
         The names of the F columns of a table.
     groups : list, optional
-        The value of the group column that each example is of.
+        The value of the group column for each example.
     """
 
     arrays: list[Array]
@@ -192,7 +192,7 @@ class Sequences:
     features: tuple[str, ...] | None = None
     groups: list[Any] | None = None
     hint: str = ""
-    """The advice in a message that the number of targets is another."""
+    """The advice in the message about a wrong number of targets."""
 
 
 def sequences(
@@ -206,7 +206,7 @@ def sequences(
     group: str | None = None,
     features: Sequence[str] | None = None,
 ) -> Sequences:
-    """Examples from anything that holds them.
+    """Read examples from any container.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def sequences(
     Raises
     ------
     TypeError, ValueError
-        The data are no such examples; one has no steps, or another number of features; a number is NaN or infinite.
+        The data are not such examples; one has no steps, or another number of features; a number is NaN or infinite.
     """
     if group is not None:
         if not is_table(data):
@@ -258,7 +258,7 @@ def sequences(
             array = numbers(where, label, entry, dtype, lost)
             arrays.append(array[:, None] if array.ndim == 1 else array)
     if lost:
-        _checks.warn(where, lost[0])  # and no more of it: the others are likely to be of the same kind
+        _checks.warn(where, lost[0])  # only once: the others are likely to be of the same kind
     _check(where, arrays, names, width, tokens, columns)
     hint = f"; each row of {name} is an example; where it is a step, pass group, the column that says of which"
     return Sequences(arrays, names, columns, hint=hint if is_table(data) else "")
@@ -305,7 +305,7 @@ def _columns_of(where: str, name: str, table: Any) -> tuple[str, ...]:
 def _matrix(
     where: str, name: str, table: Any, columns: tuple[str, ...], dtype: np.dtype[Any], lost: list[str] | None = None
 ) -> NDArray[Any]:
-    """The (rows, columns) of a table in this order."""
+    """The (rows, columns) array of a table, its columns in this order."""
     missing = [c for c in columns if c not in tuple(table.columns)]
     if missing:
         raise ValueError(f"{where}: {name} has no column {missing[0]!r}, expected {', '.join(map(str, columns))}")
@@ -369,7 +369,7 @@ def require_weights(where: str, name: str, values: NDArray[Any]) -> None:
 
 
 def moved(where: str, name: str, array: Array, like: Array) -> Array:
-    """An array in the library of ``like``: NumPy arrays go to any, others only to their own."""
+    """An array in the library of ``like``: NumPy arrays are moved to any library, others must be of it already."""
     library, other = _dispatch.library_of(like), _dispatch.library_of(array)
     if library == other:
         return _arrays.contiguous(array)
@@ -384,9 +384,9 @@ def moved(where: str, name: str, array: Array, like: Array) -> Array:
 def columns_by_group(
     where: str, name: str, table: Any, columns: Sequence[str], group: str | None, *, each: bool
 ) -> list[Any]:
-    """The values of columns of a table for each group: one row, as all must be equal, or with ``each`` all of them.
+    """The values of columns of a table for each group: one row, as all must be equal, or with ``each`` all rows.
 
-    One column gives its values, several give tuples of theirs.
+    One column gives its values, several give tuples of their values.
     """
     for column in (*columns, group):
         if column not in tuple(table.columns):
@@ -412,12 +412,12 @@ def columns_by_group(
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes as a caller names them, by their numbers in the model.
+    """The caller's names of the classes, by their numbers in the model.
 
     Attributes
     ----------
     classes : (K,) array
-        The label of each class: ints, bools, strings or any hashables, sorted where they can be compared.
+        The label of each class: ints, bools, strings or any hashables, sorted if they can be compared.
     """
 
     classes: NDArray[Any]
@@ -431,7 +431,7 @@ class Labels:
         return cls(_array_of_labels(distinct))
 
     def encode(self, where: str, names: Sequence[str], values: Sequence[Hashable]) -> NDArray[np.int64]:
-        """The number of each label; ``names`` are what messages call them."""
+        """The number of each label; ``names`` are their names in messages."""
         number = {label: i for i, label in enumerate(self.classes.tolist())}
         encoded = np.empty(len(values), np.int64)
         for i, value in enumerate(values):
@@ -472,7 +472,7 @@ class Labels:
         return weights
 
     def saved(self, where: str) -> list[Any]:
-        """The labels as JSON can hold them."""
+        """The labels, JSON-compatible."""
         labels: list[Any] = self.classes.tolist()
         for label in labels:
             if type(label) not in (bool, int, float, str):
@@ -491,7 +491,7 @@ class Labels:
 
     @property
     def are_numbers(self) -> bool:
-        """Whether each class is called by its number."""
+        """Whether the label of each class is its number."""
         return self.classes.dtype.kind == "i" and bool((self.classes == np.arange(len(self.classes))).all())
 
     def decode(self, numbers: NDArray[Any]) -> NDArray[Any]:
@@ -501,7 +501,7 @@ class Labels:
 
 
 def require_classes(where: str, labels: Sequence[Hashable]) -> None:
-    """Reject numbers with fractions that hardly ever recur: they are values, and no classes."""
+    """Reject numbers with fractions that hardly ever recur: they are values, not classes."""
     count, several = len(set(labels)), 10
     if several < count > len(labels) / 2 and any(isinstance(v, float) and not v.is_integer() for v in labels):
         raise ValueError(
@@ -511,7 +511,7 @@ def require_classes(where: str, labels: Sequence[Hashable]) -> None:
 
 
 def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
-    """An array of one axis, of objects where NumPy has no dtype that keeps the labels as they are."""
+    """A one-dimensional array, of objects if NumPy has no dtype that keeps the labels unchanged."""
     if labels and all(type(label) is type(labels[0]) for label in labels):
         plain = np.array(labels)
         back = plain.tolist()
@@ -523,7 +523,7 @@ def _array_of_labels(labels: list[Any]) -> NDArray[Any]:
 
 
 def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
-    """Labels (N,) as Python values, from a list, array, series or tensor; reject what is missing or not hashable."""
+    """Labels (N,) as Python values, from a list, array, series or tensor; reject missing or unhashable ones."""
     if is_table(values) or (hasattr(values, "to_numpy") and getattr(values, "ndim", 1) > 1):
         raise TypeError(f"{where}: {name} is {_checks.described(values)}, expected one column: a label for each")
     if _is_array(values):
@@ -543,7 +543,7 @@ def labels_in(where: str, name: str, values: Any) -> list[Hashable]:
 
 
 def is_missing(label: Any) -> bool:
-    """Whether a value stands for none: None, NaN, NaT or pandas' NA."""
+    """Whether a value stands for a missing one: None, NaN, NaT or pandas' NA."""
     if label is None:
         return True
     try:
@@ -555,18 +555,18 @@ def is_missing(label: Any) -> bool:
 def scale_of(
     values: Array, weights: NDArray[np.float64] | None = None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The mean and the standard deviation of each column of an (n, K) or (n,) array; the latter is 1 of a constant.
+    """The mean and the standard deviation of each column of an (n, K) or (n,) array; the latter is 1 for a constant.
 
-    With ``weights`` (n,) they are the weighted ones: a row of weight 0 might as well be missing.
+    With ``weights`` (n,) both are weighted: a row of weight 0 might as well be missing.
 
     A feature is constant if its deviation may be the rounding error of its mean (the rule of scikit-learn's scalers).
-    Its mean is then one of its values, without the error: where values are large, that is far from small.
+    Its mean is then one of its values, without the rounding error, which would be far from small for large values.
     """
     values = _dispatch.to_numpy(values).astype(np.float64)
     values = values[:, None] if values.ndim == 1 else values
     if weights is not None and weights.any():
         values, weights = values[weights > 0], weights[weights > 0]
-    # A power of two changes no digits, and keeps the squares of very large and very small values in range.
+    # Scaling by a power of two changes no digits, and keeps the squares of very large and very small values in range.
     _, power = np.frexp(np.abs(values).max(axis=0))
     values = np.ldexp(values, -power)
     if weights is None or not weights.any():

@@ -22,7 +22,7 @@ _KINDS: dict[str, Any] = {}
 
 
 class Saved(Layer):
-    """A layer whose file holds all of it, configuration and parameters, so that `from_file` needs nothing else."""
+    """A layer whose file holds both its configuration and its parameters, so that `from_file` needs nothing else."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -31,7 +31,7 @@ class Saved(Layer):
     @classmethod
     @abstractmethod
     def _restored(cls, config: dict[str, Any], shared: dict[str, str], parameters: dict[str, NDArray[Any]]) -> Self:
-        """A model of what a file holds; ``shared`` has further places of parameters, as `Layer._share` takes them."""
+        """The model from the contents of a file; ``shared`` has further places of parameters, for `Layer._share`."""
 
     def _content(self) -> tuple[str, Any]:
         shared, forms, fitted = self._shared(), self._forms(), self._fitted()
@@ -44,7 +44,7 @@ class Saved(Layer):
         return "model", content
 
     def _fitted(self) -> dict[str, Any]:
-        """The results of a fit besides parameters, as JSON can hold them."""
+        """The results of a fit besides parameters, JSON-compatible."""
         return {}
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Saved(Layer):
         FileFormatError
             The file is damaged or holds something else. A `ValueError`.
         TypeError, ValueError
-            ``path`` is no path.
+            ``path`` is not a path.
         OSError
             The file does not exist or cannot be read.
         """
@@ -74,7 +74,7 @@ class Saved(Layer):
 
 
 def _name(kind: type) -> str:
-    """The name of a class in a file: gpurnn's classes have their own, others their module's and their own."""
+    """The name of a class in a file: the class's name, with the module's before it unless the class is gpurnn's."""
     own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"
 
@@ -82,15 +82,15 @@ def _name(kind: type) -> str:
 def _named(name: str, expected: type) -> Any:
     """The class that a file calls ``name``; None if there is none.
 
-    A module may have another name than when the file was written, as a script has that is now imported: then it is the
-    ``expected`` class if that has the name, or the only class of it.
+    A module may have another name than when the file was written, for example a script that is now imported. Then this
+    is the ``expected`` class if it has the class's name, or else the only class of that name.
     """
     if name == _name(expected):
-        return expected  # also where its module has defined the name again
+        return expected  # also if its module has defined the name again
     if "." not in name:
         from .. import models
 
-        getattr(models, name, None)  # a class of ours is defined once its module is loaded
+        getattr(models, name, None)  # loading its module defines one of gpurnn's classes
     if name in _KINDS or "." not in name:
         return _KINDS.get(name)
     last = name.rpartition(".")[2]
@@ -133,7 +133,7 @@ def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
     except ImportError:
         raise  # the file may be sound
     except Exception as error:
-        # Whatever a configuration holds, a constructor checks it as a caller's, and raises as it does to callers.
+        # A constructor checks a configuration as it checks a caller's arguments, and raises the same errors.
         said = _files.reason(error)
         raise _files.FileFormatError(f"{os.fspath(path)}: its contents do not make a {name}: {said}") from error
 
@@ -141,8 +141,8 @@ def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
 def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
     """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does.
 
-    A class that is not gpurnn's has to be defined before: it is found by its module and name, or by its name alone if
-    there is no other.
+    A class that is not gpurnn's must be defined before. It is found by its module and name, or by its name alone if no
+    other class has that name.
     """
     model: Model | LinearGaussian = _read("load", path, Saved)
     return model

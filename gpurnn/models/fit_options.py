@@ -1,4 +1,4 @@
-"""The options of `Model.fit`, as type checkers and editors see them where a model's own ``fit`` passes them on."""
+"""The options of `Model.fit`, typed for checkers and editors, for models whose own ``fit`` passes them on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TrainerOptions(TypedDict, total=False):
-    """The options of `gpurnn.Trainer` that `Model.fit` takes as they are."""
+    """The options of `gpurnn.Trainer` that `Model.fit` passes on unchanged."""
 
     schedule: str | Callable[[int], float] | None
     teacher_forcing: float | Callable[[int], float] | None

@@ -27,8 +27,8 @@ class SequenceGenerator(Model):
         y_t = g(W_hy h_{t-1} + b_y)
         h_t = f(W_hh h_{t-1} + W_yh y_t + b_h)
 
-    In training a target y*_t may stand in the place of y_t in the last line: teacher forcing. Where it does not, the
-    gradient goes back through the outputs that were fed.
+    In training a target y*_t may replace y_t in the last line: teacher forcing. Otherwise the gradient flows back
+    through the outputs that were fed.
 
     Parameters
     ----------
@@ -40,10 +40,10 @@ class SequenceGenerator(Model):
         g. With "softmax" each y_t holds the probabilities of classes: these are fed back, targets are class numbers,
         and the target that is fed is the one-hot vector of its class. Otherwise targets are values.
     loss : {"mse", "l1", "huber"}
-        What `fit` minimises where targets are values, by its name in `gpurnn.losses`; it is the cross-entropy where
-        they are classes.
+        The loss that `fit` minimises if targets are values, by its name in `gpurnn.losses`; for classes it is the
+        cross-entropy.
     init : str, initializer or pair of them, optional
-        How W_yh and W_hh start, as in `gpurnn.RNN`.
+        The initializers of W_yh and W_hh, as in `gpurnn.RNN`.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial parameters come from.
@@ -172,7 +172,7 @@ class SequenceGenerator(Model):
         return activate(xp, self.output.activation, a)
 
     def _da(self, a: Array, y: Array, dy: Array) -> Array:
-        """The gradient by a, given that by y = g(a)."""
+        """The gradient with respect to a, from the gradient with respect to y = g(a)."""
         xp = _dispatch.namespace("SequenceGenerator", y=y)
         return activate_pullback(xp, self.output.activation, a, y, dy)
 
@@ -185,7 +185,7 @@ class SequenceGenerator(Model):
     ) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:
         """a_1 .. a_T (T, B, O), from which y_t = g(a_t), and their pullback.
 
-        ``fed`` (T, B, O) stands in the place of y where ``forced`` (T, B), or all of it, is True.
+        ``fed`` (T, B, O) replaces y where ``forced``, a (T, B) array or one bool for all, is True.
         """
         steps = _checks.integer_at_least("SequenceGenerator", "steps", steps, 1)
         x = self._take_input("SequenceGenerator", "x", x, "(B, input_size)")
@@ -205,7 +205,7 @@ class SequenceGenerator(Model):
         return a, pullback
 
     def _run_forced(self, h0: Array, steps: int, fed: Any) -> tuple[Array, Any]:
-        """Everything that is fed is known beforehand, so the recurrence is one call."""
+        """Run the recurrence in one call, since everything that is fed is known beforehand."""
         xp = _dispatch.namespace("SequenceGenerator", h0=h0)
         (h, _), pull_recurrent = self.recurrent.vjp(fed[: steps - 1, ...], h0[None, ...])
         a, pull_head = self._head(xp.concat([h0[None, ...], h], axis=0))
@@ -218,7 +218,7 @@ class SequenceGenerator(Model):
         return a, pullback
 
     def _run_fed_back(self, h: Array, steps: int, fed: Any, forced: Any, training: bool) -> tuple[Array, Any]:
-        """Step by step, because each step reads the output of the step before."""
+        """Run step by step, because each step reads the output of the step before."""
         xp = _dispatch.namespace("SequenceGenerator", h=h)
         weights = {name.removesuffix("_l0"): p for name, p in self.recurrent.params.items()}
         head: list[tuple[Array, Array, Pullback]] = []
@@ -275,9 +275,9 @@ class SequenceGenerator(Model):
             y*_t.
         state : None
         lengths : (B,) integer array, optional
-            Steps of each target that exist.
+            The number of valid steps of each target.
         teacher_forcing : {1, 0}
-            Whether the targets are fed, or the outputs.
+            1 feeds the targets, 0 the outputs.
 
         Returns
         -------
@@ -374,7 +374,7 @@ class SequenceGenerator(Model):
                 f"{teacher_forcing!r}, neither 0 nor 1"
             )
         mask: Any = dropout_mask(like, (*shape, 1), teacher_forcing, mask_key(generator(where, rng)))
-        return mask[:, :, 0] == 0  # what a dropout of this rate drops
+        return mask[:, :, 0] == 0  # where a dropout of this rate drops
 
     def _batches(self, X: Any, y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
         from ..training import PaddedBatches
@@ -390,7 +390,7 @@ class SequenceGenerator(Model):
         return _Reversed(PaddedBatches(y, batch_size, rows, per_sequence=True, shuffle=shuffle, rng=rng))
 
     def _take_target(self, where: str, name: str, target: Array) -> Array:
-        """The target of an example, ready to compute with; reject what does not fit."""
+        """The target of an example, ready to compute with; reject one that does not fit."""
         like, given = {"params": self.output.params["weight"]}, {name: target}
         _, _, target = _arrays.take(where, *((like, given) if self.classes else (like | given,)), needed=(name,))
         if self.classes:
@@ -405,7 +405,7 @@ class SequenceGenerator(Model):
         return target
 
     def _take_input(self, where: str, name: str, x: Array, symbols: str) -> Array:
-        """An input, ready to compute with; reject what does not fit."""
+        """An input, ready to compute with; reject one that does not fit."""
         _, _, x = _arrays.take(where, {"params": self.input.params["weight"], name: x}, needed=(name,))
         _checks.ndim(where, name, x, 2, symbols)
         _checks.shape(where, name, x, (x.shape[0], self.input.in_features), symbols)
@@ -442,9 +442,9 @@ class SequenceGenerator(Model):
         ----------
         inputs : (N, input_size) array
         steps : int
-            How many outputs each is to have, at least 1.
+            The number of outputs of each, at least 1.
         batch_size : int
-            How many are computed at a time.
+            The number of examples computed at a time.
 
         Returns
         -------
@@ -466,7 +466,7 @@ class SequenceGenerator(Model):
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            The outputs are values, or as of `predict`.
+            The outputs are values, or as in `predict`.
         """
         if not self.classes:
             raise ValueError(
@@ -519,7 +519,7 @@ class _Reversed:
 
     @property
     def num_examples(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self._batches.num_examples
 
     def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[_Reversed, _Reversed]:

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 _ROWS = 1024
-"""The least rows of logits that are computed at a time, where there are so many."""
+"""The smallest number of rows of logits that are computed at a time, if there are so many."""
 
 _BATCH, _WINDOW, _LEAST_WINDOW = 32, 64, 16
-"""The defaults of batch_size and window in `LanguageModel.fit`, and the least window that it chooses."""
+"""The defaults of batch_size and window in `LanguageModel.fit`, and the smallest window that it chooses."""
 
 _READ = 65536
-"""The most tokens, padding included, that `LanguageModel.predict` and `LanguageModel.sample` read at a time."""
+"""The most tokens, including padding, that `LanguageModel.predict` and `LanguageModel.sample` read at a time."""
 
 
 class LanguageModel(Model):
@@ -46,14 +46,14 @@ class LanguageModel(Model):
         P(w_{t+1} = v | w_1 .. w_t) = softmax(W h_t + b)_v
         P(w_1 .. w_T) = prod_t P(w_t | w_1 .. w_{t-1})
 
-    Nothing is known of what precedes w_1, so it is predicted from the vocabulary's ``start``, which is the unknown
-    symbol of characters and words, and the state zero.
+    Nothing is known before w_1. So it is predicted from the state zero and the vocabulary's ``start``, which is the
+    unknown symbol for characters and words.
 
     Parameters
     ----------
     vocabulary : Vocabulary or tokenizer
         V symbols: a `CharVocabulary` or a `WordVocabulary`. Or a ``tokenizers.Tokenizer``, or another object with
-        ``encode``, ``decode`` and a size, of which the model makes a `TokenizerVocabulary`.
+        ``encode``, ``decode`` and a size, which the model wraps in a `TokenizerVocabulary`.
     embedding_size, hidden_size : int
     num_layers : int
         Layers of the recurrent stack.
@@ -85,7 +85,7 @@ class LanguageModel(Model):
     Raises
     ------
     ValueError, TypeError
-        An option is out of its range or unknown, a tied model has two widths, or ``bidirectional`` is asked for.
+        An option is out of its range or unknown, a tied model has two widths, or ``bidirectional`` is True.
 
     References
     ----------
@@ -189,7 +189,7 @@ class LanguageModel(Model):
         ----------
         tokens : (T, B) integer array
         state, lengths, resets
-            As of `gpurnn.LSTM` and its kin.
+            As in `gpurnn.LSTM`.
 
         Returns
         -------
@@ -215,7 +215,7 @@ class LanguageModel(Model):
         """``((logits, state), pullback)``, with ``pullback((dlogits, dstate))`` returning ``((None, dstate0), grads)``.
 
         With ``rng`` dropout acts; without it these are the gradients of evaluation mode. ``checkpoint_every`` and
-        ``state_after`` are those of the recurrent layers, as `gpurnn.LSTM` has them.
+        ``state_after`` are options of the recurrent layers, as in `gpurnn.LSTM`.
         """
         random = None if rng is None else generator("LanguageModel", rng)
         (y, final), pull_hidden = self._hidden(
@@ -257,7 +257,7 @@ class LanguageModel(Model):
         return outputs, pull
 
     def _gradients(self, hidden: dict[str, dict[str, Array]], output: dict[str, Array]) -> dict[str, Array]:
-        """The gradients by parameter, given those of the parts below the output head and of the head."""
+        """The gradients by parameter, from those of the parts below the output head and of the head."""
         grads = {**hidden, "output": output}
         if self.tied:
             grads["embedding"] = {"weight": hidden["embedding"]["weight"] + output["weight"]}
@@ -316,11 +316,11 @@ class LanguageModel(Model):
         targets : (S, B) integer array
             Targets of the last S steps, S <= T. Only these steps count.
         state, lengths, rng
-            As of `loss` and `vjp`.
+            As in `loss` and `vjp`.
         checkpoint_every : int or "sqrt", optional
-            As of `gpurnn.LSTM`. The gradients are the same to the last bit.
+            As in `gpurnn.LSTM`. The gradients are the same to the last bit.
         state_after : int, optional
-            The state to return is that after so many steps, instead of that after all.
+            Return the state after this many steps, instead of the state after all steps.
 
         Returns
         -------
@@ -353,7 +353,7 @@ class LanguageModel(Model):
         return loss, final, self._gradients(hidden, output)
 
     def _loss_of_rows(self, y: Array, targets: Array, exist: Array | None) -> tuple[Array, Array, dict[str, Array]]:
-        """The mean cross-entropy of the logits for y, its gradient by y, and those by the output head's parameters."""
+        """The mean cross-entropy of the logits for y, and its gradients by y and by the output head's parameters."""
         xp = _dispatch.namespace("LanguageModel", y=y)
         weight, bias = self._output_weight(), self.output.params["bias"]
         S, B = targets.shape
@@ -382,12 +382,12 @@ class LanguageModel(Model):
         Parameters
         ----------
         X : str, (n,) integer array, a list of such, or Data
-            One text or its tokens; or several that have nothing to do with each other.
+            One text or its tokens; or several texts that are independent of each other.
         y : None
             Every token is the target of those before it.
         window : int, optional
-            k, the steps that gradients go back through, where there is one text. By default 64; and in a text that is
-            too short for that, less, and a smaller ``batch_size`` if that is not given either.
+            k, the steps that gradients go back through, if there is one text. By default 64, or less in a text that is
+            too short for 64; the ``batch_size`` is then smaller too, unless it is given.
         **options
             As in `Model.fit`; its ``validation`` is like X.
 
@@ -451,7 +451,7 @@ class LanguageModel(Model):
         return PaddedBatches(sequences, _BATCH if batch_size is None else batch_size, shuffle=shuffle, rng=rng)
 
     def predict(self, texts: Sequence[str | Array]) -> Array:
-        """P(w | w_1 .. w_T): the probabilities of what comes after each text.
+        """P(w | w_1 .. w_T): the probabilities of the next token after each text.
 
         Parameters
         ----------
@@ -475,7 +475,7 @@ class LanguageModel(Model):
         where = "LanguageModel.predict"
         _checks.given(where, texts=texts)
         read = [self._begun(tokens) for _, tokens in self._each("predict", "texts", texts)]
-        # Texts of about one length go together, so that there is little padding.
+        # Texts of similar length go together, so that there is little padding.
         order = sorted(range(len(read)), key=lambda i: len(read[i]))
         xp = self._namespace()
         rows: list[Any] = [None] * len(read)
@@ -496,7 +496,7 @@ class LanguageModel(Model):
     def _next(
         self, tokens: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None = None, state: State = None
     ) -> tuple[Array, State]:
-        """The logits (B, V) of what comes after each text of tokens (T, B), and the state after it.
+        """The logits (B, V) of the next token after each text of tokens (T, B), and the state after it.
 
         Only the logits of the last step are computed, and a text of more than `_READ` tokens is read in pieces. Texts
         with ``lengths`` are read at once.
@@ -515,7 +515,7 @@ class LanguageModel(Model):
         Parameters
         ----------
         text : str or (T,) integer array
-            The text, or its tokens. Of any length: it is read in windows, the state handed on.
+            The text or its tokens, of any length: it is read in windows, and the state is passed on.
         window : int
             Steps that are in memory at a time. The result does not depend on it, except for rounding.
 
@@ -581,9 +581,9 @@ class LanguageModel(Model):
         Parameters
         ----------
         length : int
-            How many tokens to draw.
+            The number of tokens to draw.
         prompt : str
-            What comes before; not part of the result.
+            The text before; not part of the result.
         temperature : float
             \tau in P_v \propto exp(logit_v / \tau). Below 1 likely tokens become likelier; 0 takes the likeliest.
         top_k : int, optional
@@ -596,7 +596,7 @@ class LanguageModel(Model):
         Returns
         -------
         str
-            Without the unknown symbol, which is never drawn. Of a tokenizer's tokens, bytes that make no character are
+            Without the unknown symbol, which is never drawn. Bytes of a tokenizer's tokens that make no character are
             U+FFFD.
 
         Raises
@@ -619,12 +619,12 @@ class LanguageModel(Model):
         top_p: float | None = None,
         rng: int | np.random.Generator = 0,
     ) -> Iterator[str]:
-        """The symbols of `sample`, each as soon as it is drawn, or of tokens the text, as soon as a character ends.
+        """The symbols of `sample`, each as soon as it is drawn; for tokens, pieces of text as soon as a character ends.
 
         Parameters
         ----------
         length, prompt, temperature, top_k, top_p, rng
-            As of `sample`.
+            As in `sample`.
 
         Returns
         -------
@@ -634,7 +634,7 @@ class LanguageModel(Model):
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As `sample` does; the last one where the iterator is.
+            As in `sample`; the last one is raised during iteration.
 
         Examples
         --------
@@ -708,7 +708,7 @@ class LanguageModel(Model):
         return _dispatch.to_numpy(tokens).astype(np.int32, copy=False)
 
     def _begun(self, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Tokens after the one that a text begins with."""
+        """The tokens, with the vocabulary's ``start`` before them."""
         return np.concatenate([np.array([self.vocabulary.start], np.int32), tokens])
 
     def _namespace(self) -> Any:

@@ -39,7 +39,7 @@ class LastPooling(Layer):
         self.params = {}
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
-        """(B, K) of y (T, B, K)."""
+        """Pool y (T, B, K) to (B, K)."""
         return self.vjp(y, lengths)[0]
 
     def vjp(self, y: Array, lengths: Array | None = None) -> tuple[Array, Pullback]:
@@ -75,7 +75,7 @@ class MeanPooling(Layer):
         self.params = {}
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
-        """(B, K) of y (T, B, K)."""
+        """Pool y (T, B, K) to (B, K)."""
         return self.vjp(y, lengths)[0]
 
     def vjp(self, y: Array, lengths: Array | None = None) -> tuple[Array, Pullback]:
@@ -109,7 +109,7 @@ class AttentionPooling(Layer):
         }
 
     def _arguments(self, y: Array, lengths: Array | None) -> tuple[tuple[Array, ...], dict[str, Any]]:
-        """Those of `gpurnn.attention`: with a query of 1 for all, W_a query is the bias b."""
+        """The arguments of `gpurnn.attention`: with a query of 1 for all, W_a query is the bias b."""
         xp = _dispatch.namespace("AttentionPooling", y=y, lengths=lengths)
         query = xp.ones((1, y.shape[1], 1), dtype=y.dtype, device=_dispatch.device(y))
         n = self.size
@@ -118,7 +118,7 @@ class AttentionPooling(Layer):
         return (query, y), {"score": "additive", **weights, "v": p["query"], "lengths": lengths}
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
-        """(B, K) of y (T, B, K)."""
+        """Pool y (T, B, K) to (B, K)."""
         arguments, options = self._arguments(y, lengths)
         return functional.attention(*arguments, **options)[0][0, ...]
 

@@ -1,4 +1,4 @@
-"""The sequence model of numbers: for a whole sequence (many to one), or for each step (many to many)."""
+"""The sequence model for numbers: for a whole sequence (many to one), or for each step (many to many)."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class SequenceRegressor(Estimator):
     output_activation : {"identity", "tanh", "relu", "sigmoid"}
         g.
     loss : {"mse", "l1", "huber"}
-        What `fit` minimises, by its name in `gpurnn.losses`.
+        The loss that `fit` minimises, by its name in `gpurnn.losses`.
     standardize : bool
-        Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` are in the
-        targets' own units; a call, `vjp` and the losses are in scaled ones. An ``output_activation`` has units of its
-        own, and nothing is scaled.
+        Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` use the
+        targets' own units; a call, `vjp` and the losses use scaled units. An ``output_activation`` fixes the units, so
+        nothing is scaled.
     cell, bidirectional, merge, reverse, num_embeddings, activation, leak, reset_after, update, cell_options,
     dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state,
     epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
@@ -121,7 +121,7 @@ class SequenceRegressor(Estimator):
 
     @property
     def _is_standardized(self) -> bool:
-        """Whether targets are learnt in scaled units: an activation of the outputs has units of its own."""
+        """Whether targets are learnt in scaled units: not with an activation of the outputs, which fixes the units."""
         return self.standardize and self.output.activation == "identity"
 
     def _learn_scale(self, rows: list[Array], weights: list[Any] | None) -> None:
@@ -139,7 +139,7 @@ class SequenceRegressor(Estimator):
         return (values - mean) / std
 
     def _answers(self, xp: Any, values: Array) -> Array:
-        """Outputs as `fit` was given targets: in their units, and without an axis where these had none."""
+        """Outputs in the form of the targets of `fit`: in their units, and without the last axis if they had none."""
         if "mean" in self._learnt:
             mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
             values = values * std + mean
@@ -150,19 +150,19 @@ class SequenceRegressor(Estimator):
         return f"{super().loss_unit} of the scaled targets" if self._is_standardized else super().loss_unit
 
     def predict(self, X: Any, *, batch_size: int = 256, group: str | None = None) -> Any:
-        """The values, in the units of the targets that `fit` was given.
+        """The values, in the units of the targets of `fit`.
 
         Parameters
         ----------
         X, group
             Examples, as in `fit`.
         batch_size : int
-            How many are computed at a time.
+            The number of examples computed at a time.
 
         Returns
         -------
-        (N, outputs) array, or a list with a (T_i, outputs) array for each example where there are values at each step.
-        (N,) or (T_i,) if the targets that `fit` was given are so.
+        (N, outputs) array, or a list with a (T_i, outputs) array for each example if there are values at each step.
+        (N,) or (T_i,) if the targets of `fit` had these shapes.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class SequenceRegressor(Estimator):
         batch_size: int = 256,
         group: str | None = None,
     ) -> float:
-        """R^2, the share of the targets' variance that `predict` explains, the mean over the outputs.
+        """R^2, the share of the targets' variance that `predict` explains, averaged over the outputs.
 
         It is 1 - sum w (y - f)^2 / sum w (y - mean)^2, 1 at best and 0 for the mean of y.
 
@@ -201,7 +201,7 @@ class SequenceRegressor(Estimator):
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As `fit` and `predict` do.
+            As in `fit` and `predict`.
         """
         where = "SequenceRegressor.score"
         self._require_fitted(where)
@@ -216,7 +216,7 @@ class SequenceRegressor(Estimator):
             weights = np.concatenate([np.atleast_1d(w) for w in read.weights])
         mean = np.average(targets, axis=0, weights=weights)
         errors, spread = weights @ (targets - predicted) ** 2, weights @ (targets - mean) ** 2
-        # Where the targets are constant, only the right constant explains them.
+        # If the targets are constant, only the right constant explains them.
         varied = spread > 0
         explained = np.where(varied, 1 - errors / np.where(varied, spread, 1), np.where(errors > 0, 0.0, 1.0))
         return float(explained.mean())

@@ -25,7 +25,7 @@ LOSSES = ("mse", "l1", "huber")
 
 
 def check_classes(where: str, name: str, classes: int, otherwise: str) -> None:
-    """Reject a softmax over less than two classes, which has nothing to learn."""
+    """Reject a softmax over fewer than two classes, which has nothing to learn."""
     if _checks.size(where, name, classes) == 1:
         raise ValueError(
             f"{where}: {name} is 1, expected at least 2: the probability of a single class is always 1; for yes or no "
@@ -128,8 +128,8 @@ class SequenceModel(Model):
 
         Returns
         -------
-        y : (B, O) array, or (T, B, O) where there is an output for each step
-            Logits of a classifier or tagger, values of a regressor. Past a length they mean nothing.
+        y : (B, O) array, or (T, B, O) if there is an output for each step
+            Logits of a classifier or tagger, values of a regressor. Entries past a length have no meaning.
         state
             After each sequence's last valid step.
         """
@@ -182,12 +182,12 @@ class SequenceModel(Model):
 
     @property
     def _pools_states(self) -> bool:
-        """Whether the last outputs are states, as no step of merged outputs has the last ones of both directions."""
+        """Whether the final states are pooled, as no step of merged outputs has the last output of both directions."""
         last = self.pooling is not None and self.pooling.name == "last"
         return last and self.recurrent.bidirectional and self.recurrent.merge != "concat"
 
     def _pooled(self, y: Array, final: State, lengths: Array | None) -> tuple[Array, Any]:
-        """What the head reads, and ``pull(dpooled, dfinal) -> (dy, dfinal), grads``; dfinal is that of ``final``."""
+        """The head's input, and ``pull(dpooled, dfinal) -> (dy, dfinal), grads``; dfinal is by ``final``."""
         if self.pooling is None:
             return y, lambda dy, dfinal: ((dy, dfinal), {})
         if self._pools_states:
@@ -217,13 +217,13 @@ class SequenceModel(Model):
         inputs, state, lengths
             As in a call.
         targets : array
-            Shaped like the head's output; of classes, integers without its last axis. Of targets for each step only
-            those of steps that exist count.
-        mask : (B,) array, or (T, B) where there is an output for each step, optional
+            Shaped like the head's output; for classes, integers without its last axis. Targets past a length do not
+            count.
+        mask : (B,) array, or (T, B) if there is an output for each step, optional
             The weights of the targets in the mean, of any dtype; True or 1 by default.
         metrics : dict, optional
-            It gets the ``accuracy`` of a model of classes: the share of the targets, weighed like the loss, whose class
-            is the likeliest.
+            Receives the ``accuracy`` of a model of classes: the share of the targets, weighted as in the loss, whose
+            class is the likeliest.
 
         Returns
         -------
@@ -274,7 +274,7 @@ class SequenceModel(Model):
         metrics["accuracy"] = float(xp.sum(right * weights) / xp.where(total > 0, total, xp.ones_like(total)))
 
     def _mask(self, inputs: Array, lengths: Array | None, mask: Array | None, y: Array) -> Array | None:
-        """The weights of the targets: those of a caller, and zero where there is no step."""
+        """The weights of the targets: the caller's, and zero past a length."""
         exist = existing(type(self).__name__, inputs, lengths) if self.pooling is None else None
         if mask is None:
             return exist
@@ -283,7 +283,7 @@ class SequenceModel(Model):
         return mask if exist is None else xp.where(exist, mask, xp.zeros_like(mask))
 
     def _take_inputs(self, inputs: Array, lengths: Array | None) -> Array:
-        """The inputs, ready to compute with, tokens without padding; reject what this model does not read."""
+        """The inputs, ready to compute with, tokens without padding; reject those that this model cannot read."""
         where = type(self).__name__
         inputs = self._take(where, "inputs", inputs, tokens=self.embedding is not None)
         if self.embedding is None:

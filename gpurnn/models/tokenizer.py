@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SIZE = 4096
-"""The symbols that `TokenizerVocabulary.from_text` makes by default."""
+"""The number of symbols that `TokenizerVocabulary.from_text` makes by default."""
 
 _BYTES = 256
 
 _PART = 2**20
-"""Characters that the training of a tokenizer is given at a time."""
+"""The number of characters that are passed to the training of a tokenizer at a time."""
 
 _LARGEST_FILE = 100_000_000
-"""Bytes of a tokenizer's file. A larger one would not fit into the header of a model's file."""
+"""The largest number of bytes of a tokenizer's file. A larger one would not fit into the header of a model's file."""
 
 _MOST_GAPS = 1024
-"""How many numbers below the largest may belong to no token. A network has a row of parameters for each."""
+"""The largest number of unused token numbers. A network has a row of parameters for each."""
 
 _LONGEST_TOKEN = 1024
-"""Characters of a token. The library keeps the tokens of Unigram as a tree, and a deep one overflows the stack."""
+"""The most characters of a token. The library stores Unigram tokens in a tree, and a deep one overflows the stack."""
 
 _MOST_GROWTH = 1000
-"""How many times longer the replacements of a tokenizer may make a text."""
+"""The largest factor by which the replacements of a tokenizer may lengthen a text."""
 
 _SIZES = ("__len__", "get_vocab_size", "vocab_size", "n_vocab")
-"""Where tokenizers say how many tokens they know, in the order in which they are asked."""
+"""The names by which tokenizers give their number of tokens, in the order in which they are tried."""
 
 
 class TokenizerVocabulary(Vocabulary):
     r"""The tokens of a tokenizer: one of the library tokenizers, or any object that encodes and decodes.
 
-    The numbers of the tokens are the tokenizer's own, 0 ... n - 1. One more, n, stands for what precedes a text. So the
+    The numbers of the tokens are the tokenizer's own, 0 ... n - 1. One more, n, stands for the start of a text. So the
     vocabulary has n + 1 entries. A tokenizer of the library tokenizers is copied. The copy adds no special tokens to a
     text, cuts and pads nothing, and draws nothing at random (BPE dropout), so that the tokens are those of the text. A
     file of the model holds it as JSON.
@@ -53,12 +53,12 @@ class TokenizerVocabulary(Vocabulary):
     Parameters
     ----------
     tokenizer : tokenizers.Tokenizer or `gpurnn.models.Tokenizer`
-        Any other object must give the text's own tokens only, too; a model with it can be trained, but not saved.
+        Any other object must also give only the text's own tokens; a model with it can be trained, but not saved.
 
     Attributes
     ----------
     tokenizer
-        What encodes and decodes.
+        The object that encodes and decodes.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class TokenizerVocabulary(Vocabulary):
 
     Examples
     --------
-    Any object will do; this one counts in bytes:
+    Any object will do; the tokens of this one are bytes:
 
     >>> from gpurnn.models import LanguageModel, TokenizerVocabulary
     >>> class Bytes:
@@ -135,15 +135,15 @@ class TokenizerVocabulary(Vocabulary):
 
     @classmethod
     def from_text(cls, text: str, *, max_size: int | None = None, min_count: int = 1) -> Self:
-        """Byte pair encoding, trained on ``text``: the 256 bytes, and what the most frequent pairs make of them.
+        """Byte pair encoding, trained on ``text``: the 256 bytes, and merges of the most frequent pairs.
 
-        Any text is made of these tokens, and they give it back exactly. It takes the library tokenizers.
+        Any text can be encoded in these tokens, and they decode to it exactly. This needs the library tokenizers.
 
         Parameters
         ----------
         text : str
         max_size : int, optional
-            Make at most this many tokens, what precedes a text included; 4096 by default, and at least 257.
+            Make at most this many tokens, including the start of a text; 4096 by default, and at least 257.
         min_count : int
             Make tokens only of pairs that occur at least this often, and at least twice.
 
@@ -259,8 +259,8 @@ class TokenizerVocabulary(Vocabulary):
         return "".join(symbols)
 
     def pieces(self, tokens: Iterable[int], before: str = "") -> Iterator[str]:
-        # What a token adds depends on those before it: a space, or the end of a character that they began. A character
-        # that has only begun, or bytes that are none, decode to U+FFFD, and wait. Of what is complete the last piece
+        # The text that a token adds depends on the tokens before it: a space, or the end of a character that they
+        # began. An incomplete character, or bytes that make none, decode to U+FFFD, and wait. The last complete piece
         # stays as the context, so a step takes no longer in a long text.
         held: list[int] = self.encode(before).tolist()
         said, last = len(self._text(held)), 0
@@ -279,7 +279,7 @@ class TokenizerVocabulary(Vocabulary):
             yield rest
 
     def config(self) -> dict[str, Any]:
-        """The arguments of `from_config`: a dict that JSON can hold.
+        """The arguments of `from_config`: a JSON-compatible dict.
 
         Raises
         ------
@@ -310,7 +310,7 @@ def _is_of_tokenizers(value: Any) -> bool:
 
 @contextmanager
 def _blaming(what: str) -> Iterator[None]:
-    """Turn what the library tokenizers raises into a ValueError: also its panics, which are no `Exception`."""
+    """Turn an error of the library tokenizers into a ValueError: also its panics, which are not an `Exception`."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
@@ -320,7 +320,7 @@ def _blaming(what: str) -> Iterator[None]:
 
 
 def _made(where: str, document: Any) -> Any:
-    """The tokenizer that the JSON of one describes, without what would make its tokens others than the text's own."""
+    """The tokenizer that JSON describes, without the settings that add, cut, pad or vary the text's own tokens."""
     library = _library(where)
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise ValueError(f"{where}: tokenizer is {_checks.described(document)}, expected a dict that describes a model")
@@ -338,9 +338,9 @@ def _made(where: str, document: Any) -> Any:
 
 
 def _check_model(where: str, model: dict[str, Any]) -> None:
-    """Reject what ends the process in tokenizers 0.23, where it raises no error."""
+    """Reject a model that ends the process in tokenizers 0.23 instead of raising an error."""
     entries = model.get("vocab")
-    if isinstance(entries, list):  # of Unigram: each is a token and its score
+    if isinstance(entries, list):  # Unigram: each is a token and its score
         entries = [entry[0] for entry in entries if isinstance(entry, list) and entry]
     tokens = entries if isinstance(entries, (list, dict)) else ()
     longest = max((len(token) for token in tokens if isinstance(token, str)), default=0)
@@ -361,7 +361,7 @@ def _check_model(where: str, model: dict[str, Any]) -> None:
 
 
 def _growths(part: Any) -> Iterator[int]:
-    """How many times longer each replacement in the JSON of a tokenizer makes a text, at most."""
+    """The largest factor by which each replacement in the JSON of a tokenizer lengthens a text."""
     if isinstance(part, dict):
         if part.get("type") == "Replace":
             pattern = part.get("pattern")
@@ -399,7 +399,7 @@ def _unknown(model: dict[str, Any], tokenizer: Any) -> int | None:
 
 
 def _size(where: str, tokenizer: Any) -> int:
-    """How many tokens a tokenizer of any library says that it knows."""
+    """The number of tokens that a tokenizer of any library reports."""
     for name in _SIZES:
         said = getattr(tokenizer, name, None)
         if said is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 RESERVED = 3
-"""Tokens that are no symbols: padding, begin and end. Symbol n of a vocabulary is token n + 3."""
+"""The number of tokens that are not symbols: padding, begin and end. Symbol n of a vocabulary is token n + 3."""
 
 _LEVELS: dict[str, Callable[..., Vocabulary]] = {
     "char": CharVocabulary.from_text,
@@ -55,8 +55,8 @@ class TranslatorOptions(TypedDict, total=False):
 class Translator(EncoderDecoder):
     r"""An encoder-decoder between texts: a source and a target vocabulary, and attention by default.
 
-    What goes into the network are tokens: 0 is padding, 1 begins and 2 ends a text, and symbol n of a vocabulary is
-    token n + 3, so that 3 stands for all unknown characters or words.
+    The network reads tokens: 0 is padding, 1 begins and 2 ends a text, and symbol n of a vocabulary is token n + 3. So
+    3 stands for all unknown characters or words.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Translator(EncoderDecoder):
     Raises
     ------
     ValueError, TypeError
-        As of `EncoderDecoder`, or what is given is no vocabulary.
+        As in `EncoderDecoder`, or a vocabulary is not one.
 
     Examples
     --------
@@ -148,9 +148,9 @@ class Translator(EncoderDecoder):
         sources, targets : sequence of str
         embedding_size, hidden_size : int
         source_level, target_level : {"char", "word", "bpe"}
-            What the symbols are; "bpe" is byte pair encoding, as `TokenizerVocabulary.from_text` trains it.
+            The kind of the symbols; "bpe" is byte pair encoding, as `TokenizerVocabulary.from_text` trains it.
         max_size, min_count
-            Limits of both vocabularies, as their ``from_text`` takes them.
+            Limits of both vocabularies, as in their ``from_text``.
         **options
             As in `Translator`.
         """
@@ -180,11 +180,11 @@ class Translator(EncoderDecoder):
         Parameters
         ----------
         sources : sequence of str
-            Each has at least one symbol of the source vocabulary's kind; one of words is not white space only.
+            Each has at least one symbol of the source vocabulary's kind; with words, it is not just white space.
         beam_size : int
             1 for greedy decoding.
         max_length, batch_size, length_penalty, coverage_penalty
-            As of `EncoderDecoder.predict`.
+            As in `EncoderDecoder.predict`.
 
         Returns
         -------
@@ -193,7 +193,7 @@ class Translator(EncoderDecoder):
         Raises
         ------
         ValueError, TypeError, FloatingPointError
-            As of `EncoderDecoder.sample`.
+            As in `EncoderDecoder.sample`.
         """
         tokens = self._encoded("Translator.predict", "sources", sources, self.source_vocabulary, least=1)
         predicted = super().predict(
@@ -203,7 +203,7 @@ class Translator(EncoderDecoder):
         return [self.target_vocabulary.decode(self._symbols(y)) for y in predicted]
 
     def alignment(self, source: str, target: str | None = None) -> tuple[Array, list[str], list[str]]:
-        """Where the model looks as it translates a text; `gpurnn.plots.alignment` draws it.
+        """The attention weights of a translation of a text; `gpurnn.plots.alignment` draws them.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class Translator(EncoderDecoder):
         Returns
         -------
         weights : (T, S) array
-            alpha: row t is of symbol t of the target.
+            alpha: row t belongs to symbol t of the target.
         source_symbols, target_symbols : lists of S and T str
             The latter with ``"<end>"`` at their end.
 
@@ -250,23 +250,23 @@ class Translator(EncoderDecoder):
     ) -> float:
         """The corpus BLEU, from 0 to 100, of the translations of some texts, as sacrebleu computes it.
 
-        BLEU is the brevity penalty times the geometric mean of the precisions of n-grams, n = 1 ... 4. Of translations
-        none of which has 4 words, it is the mean over the n that occur (sacrebleu's effective order): equal texts score
+        BLEU is the brevity penalty times the geometric mean of the precisions of n-grams, n = 1 ... 4. If no
+        translation has 4 words, it is the mean over the n that occur (sacrebleu's effective order): equal texts score
         100 however short they are.
 
         Parameters
         ----------
         sources, references : sequence of str
-            At least one text, and a translation of each by someone who knows.
+            At least one text, and a reference translation of each.
         beam_size, max_length, batch_size, length_penalty, coverage_penalty
-            As of `predict`.
+            As in `predict`.
 
         Raises
         ------
         ImportError
             sacrebleu is not installed.
         ValueError, TypeError, FloatingPointError
-            There are no texts, the references hold no words, or as of `predict`.
+            There are no texts, the references hold no words, or as in `predict`.
 
         References
         ----------
@@ -308,7 +308,7 @@ class Translator(EncoderDecoder):
         return _dispatch.from_numpy(xp, numbers + np.int32(RESERVED))
 
     def _symbols(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Numbers of the target vocabulary; a token that is no symbol, which a poor model may write, is unknown."""
+        """Numbers of the target vocabulary; a token that is not a symbol, which a poor model may write, is unknown."""
         return np.where(tokens < RESERVED, np.int32(self.target_vocabulary.start), tokens - np.int32(RESERVED))
 
     def _batches(self, X: Any, y: Any, batch_size: int, *, shuffle: bool, rng: int | np.random.Generator) -> Any:
@@ -318,7 +318,7 @@ class Translator(EncoderDecoder):
 
 
 def _check_texts(where: str, name: str, texts: Any) -> None:
-    """Reject what is no sequence of texts."""
+    """Reject anything but a sequence of texts."""
     for i, text in enumerate(_arrays.entries(where, name, texts, "a sequence of str")):
         _check_text(where, f"{name}[{i}]", text)
 

@@ -26,7 +26,7 @@ def check_text(where: str, text: str) -> None:
 
 
 class Tokenizer(Protocol):
-    """What models take in the place of a `Vocabulary`: it turns texts into numbers 0 ... n - 1, and back.
+    """An object that models take instead of a `Vocabulary`: it turns texts into numbers 0 ... n - 1, and back.
 
     It also says n: by ``len(tokenizer)``, or by an attribute or a method ``get_vocab_size``, ``vocab_size`` or
     ``n_vocab``. A ``tokenizers.Tokenizer`` is one, and so are the tokenizers of most other libraries.
@@ -36,17 +36,17 @@ class Tokenizer(Protocol):
         """The numbers of a text: a sequence or an array of ints (T,), or an object with the attribute ``ids``."""
 
     def decode(self, tokens: list[int], /) -> str:
-        """The text that the numbers are of."""
+        """The text of these numbers."""
 
 
 class Vocabulary(ABC):
-    """What a text is made of, numbered 0 ... V - 1; ``len`` is V.
+    """The symbols of texts, numbered 0 ... V - 1; ``len`` is V.
 
-    It is what models ask of a vocabulary. Its kinds are `CharVocabulary`, `WordVocabulary` and `TokenizerVocabulary`.
+    This is the interface that models use. Its kinds are `CharVocabulary`, `WordVocabulary` and `TokenizerVocabulary`.
     """
 
     kind: ClassVar[str]
-    """What the symbols are: ``"character"``, ``"word"`` or ``"token"``."""
+    """The kind of the symbols: ``"character"``, ``"word"`` or ``"token"``."""
 
     metric: ClassVar[str]
     """The measure of the quality of a model of such symbols: ``"bits_per_character"`` or ``"perplexity"``."""
@@ -64,7 +64,7 @@ class Vocabulary(ABC):
         return f"<{type(self).__name__} of {len(self)} symbols>"
 
     def _expression(self) -> str:
-        """How the repr of a model shows it."""
+        """The text by which the repr of a model shows it."""
         return f"{len(self)} {self.kind}s"
 
     @abstractmethod
@@ -73,12 +73,12 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def decode(self, tokens: Any) -> str:
-        """The text of the symbols that ``tokens``, an integer array or sequence (T,), numbers.
+        """The text of the symbols with the numbers ``tokens``, an integer array or sequence (T,).
 
         Raises
         ------
         ValueError, TypeError
-            A token is no whole number, or not in [0, len(vocabulary)).
+            A token is not a whole number, or not in [0, len(vocabulary)).
         """
 
     @abstractmethod
@@ -91,11 +91,11 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def pieces(self, tokens: Iterable[int], before: str = "") -> Iterator[str]:
-        """What ``tokens`` add to the text ``before``: parts whose `join` is the text, each as soon as it is whole."""
+        """The parts that ``tokens`` add to the text ``before``, each once it is complete; their `join` is the text."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The arguments of `from_config`: a dict that JSON can hold."""
+        """The arguments of `from_config`: a JSON-compatible dict."""
 
     @staticmethod
     def from_config(config: dict[str, Any]) -> Vocabulary:
@@ -104,9 +104,9 @@ class Vocabulary(ABC):
         Raises
         ------
         TypeError, ValueError
-            It describes none.
+            ``config`` does not describe a vocabulary.
         ImportError
-            It is that of a tokenizer, and the library tokenizers is not installed.
+            It describes a tokenizer, and the library tokenizers is not installed.
         """
         where = "Vocabulary.from_config"
         if isinstance(config, dict) and config.get("kind") == "token":
@@ -119,7 +119,7 @@ class Vocabulary(ABC):
         return _KINDS[config["kind"]](config["symbols"])
 
     def _numbers(self, tokens: Any) -> list[int]:
-        """Tokens to be decoded as ints; reject what is none of this vocabulary."""
+        """The tokens to decode, as ints; reject a token that is not of this vocabulary."""
         where, expected = f"{type(self).__name__}.decode", f"expected whole numbers in [0, {len(self)})"
         if not hasattr(tokens, "__iter__") or getattr(tokens, "ndim", 1) == 0:
             raise TypeError(f"{where}: tokens is {tokens!r}, {expected}")
@@ -137,7 +137,7 @@ class Vocabulary(ABC):
 
 
 def vocabulary_of(where: str, name: str, value: Vocabulary | Tokenizer) -> Vocabulary:
-    """A vocabulary, or a tokenizer as one."""
+    """A vocabulary; a tokenizer is wrapped in one."""
     if isinstance(value, Vocabulary):
         return value
     if callable(getattr(value, "encode", None)) and callable(getattr(value, "decode", None)):
@@ -163,7 +163,7 @@ class _Symbols(Vocabulary):
     TypeError
         A symbol is not a string.
     ValueError
-        A symbol is there twice, or there is none.
+        A symbol occurs twice, or there is none.
     """
 
     default_unknown: ClassVar[str]
@@ -199,7 +199,7 @@ class _Symbols(Vocabulary):
 
     @classmethod
     def _from_counts(cls, counts: Counter[str], max_size: int | None, min_count: int) -> Self:
-        """`from_text`, given how often each symbol occurs; that of the unknown symbol is removed."""
+        """`from_text`, from the count of each symbol; the unknown symbol's count is removed."""
         if max_size is not None:
             max_size = _checks.integer_at_least(f"{cls.__name__}.from_text", "max_size", max_size, 1)
         min_count = _checks.integer_at_least(f"{cls.__name__}.from_text", "min_count", min_count, 1)
@@ -293,7 +293,7 @@ class CharVocabulary(_Symbols):
 
 
 class WordVocabulary(_Symbols):
-    r"""The words of a text: what white space separates, and each line end as a word of its own; unknown is ``<unk>``.
+    r"""The words of a text, separated by white space, and each line end as a word; the unknown symbol is ``<unk>``.
 
     Punctuation is part of the word that it touches, as in the tokenised corpora of the field (Penn Treebank, WikiText),
     where it stands alone because white space was put around it.
