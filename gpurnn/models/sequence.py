@@ -187,7 +187,7 @@ class SequenceModel(Model):
         return last and self.recurrent.bidirectional and self.recurrent.merge != "concat"
 
     def _pooled(self, y: Array, final: State, lengths: Array | None) -> tuple[Array, Any]:
-        """The head's input, and ``pull(dpooled, dfinal) -> (dy, dfinal), grads``; dfinal is by ``final``."""
+        """The head's input, and ``pull(dpooled, dfinal) -> (dy, dfinal), grads``; dfinal belongs to ``final``."""
         if self.pooling is None:
             return y, lambda dy, dfinal: ((dy, dfinal), {})
         if self._pools_states:

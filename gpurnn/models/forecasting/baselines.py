@@ -23,7 +23,7 @@ BASELINES = ("naive", "seasonal_naive", "ets", "theta")
 def baseline(name: str, series: Values, first: int, season: int) -> Callable[[int, int, float], Interval]:
     """A method that forecasts a series (T,), NaN in its gaps: a function of an origin, a horizon and a level.
 
-    What it learns besides, it learns from the values before the ``first`` origin, as the model does.
+    Anything else that it learns comes from the values before the ``first`` origin, as for the model.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def baseline(name: str, series: Values, first: int, season: int) -> Callable[[in
 
 
 def _repeated_over(past: Values, lag: int) -> Values:
-    """A series whose gaps hold the values one ``lag`` before, and those before these the nearest value."""
+    """A series whose gaps hold the value one ``lag`` before; gaps without such a value are interpolated."""
     filled = past.copy()
     for step in range(lag, len(filled)):
         if np.isnan(filled[step]):
@@ -58,7 +58,7 @@ def _repeated_over(past: Values, lag: int) -> Values:
 
 
 def _interpolated(past: Values) -> Values:
-    """A series whose gaps lie on the straight lines between their neighbours."""
+    """A series whose gaps are filled on the straight lines between their neighbours."""
     there = np.flatnonzero(~np.isnan(past))
     return past if len(there) == len(past) else np.interp(np.arange(len(past)), there, past[there])
 
@@ -68,7 +68,7 @@ def _quantile(level: float) -> float:
 
 
 def _ets(series: Values, first: int, season: int) -> Callable[[int, int, float], Interval]:
-    """Exponential smoothing with additive errors and season; which trend, says Akaike's criterion."""
+    """Exponential smoothing with additive errors and season; Akaike's criterion chooses the trend."""
     try:
         import pandas as pd
         from statsmodels.tsa.exponential_smoothing.ets import ETSModel
@@ -79,7 +79,7 @@ def _ets(series: Values, first: int, season: int) -> Callable[[int, int, float],
         {"trend": trend, "damped_trend": damped, "initialization_method": "heuristic", **seasonal}
         for trend, damped in ((None, False), ("add", False), ("add", True))
     ]
-    if first < 12:  # the heuristic start needs so many
+    if first < 12:  # the heuristic start needs this many
         raise ValueError(f"ets needs at least 12 values, and there are {first} before the first origin")
     scale = float(np.nanmax(np.abs(series[:first]))) or 1.0
 
@@ -88,7 +88,7 @@ def _ets(series: Values, first: int, season: int) -> Callable[[int, int, float],
 
     def quietly(call: Callable[[], Any]) -> Any:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # of a search that stops early; its best is what counts
+            warnings.simplefilter("ignore")  # a search that stops early warns, but its best result counts
             return call()
 
     fits = [quietly(partial(model(first, kind).fit, disp=False)) for kind in kinds]
@@ -142,7 +142,7 @@ def compared(
     names: list[str],
     array: Answer,
 ) -> Backtest:
-    """A backtest of point, lower, upper and actual (N, horizon, features), with those of the baselines."""
+    """A backtest of point, lower, upper and actual (N, horizon, features), with the backtests of the baselines."""
     horizon, first = arrays[0].shape[1], origins[0]
     past = series.values[:first, : arrays[3].shape[2]]
     lag = season if season < first else 1

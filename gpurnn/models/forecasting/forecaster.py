@@ -34,52 +34,52 @@ if TYPE_CHECKING:
 NOISES = ("gaussian", "bootstrap")
 
 ROWS = 8192
-"""How many windows are computed at a time, at most."""
+"""The largest number of windows that are computed at a time."""
 
 
 class Forecaster(SequenceModel):
     r"""Autoregressive forecaster of one or several time series: x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t.
 
-    f reads the p values before t, the window, as a sequence with a recurrent stack, and puts out
-    x_t = W_hy h + b_y, h the stack's pooled output. A series shorter than p has shorter windows. All of this is in
-    scaled units: log, trend, season and differences are taken as the options say, and then (x - mean) / std for each
-    feature; `predict`, `forecast` and `backtest` take and return the series' own units. A call, `vjp` and the losses
-    work on windows in scaled units, (p, B, features + covariates).
+    f reads the p values before t, the window, as a sequence with a recurrent stack, and returns x_t = W_hy h + b_y,
+    where h is the stack's pooled output. A series shorter than p has shorter windows. All of this is in scaled units:
+    log, trend, season and differences are taken as the options say, and then (x - mean) / std for each feature.
+    `predict`, `forecast` and `backtest` take and return the series' own units. A call, `vjp` and the losses work on
+    windows in scaled units, (p, B, features + covariates).
 
-    Where `fit` is given one series, mean and std are those of this series, and they scale every later series too. Where
-    it is given several, each series is scaled by its own mean and std: series of any size are learnt together. A series
-    to be forecast is then scaled by the mean and std of all values that come before the forecast. A trend and seasons
-    are always fitted to the values before the forecast. So give the whole past and not only the last window.
+    If `fit` is called with one series, mean and std are those of this series, and they scale every later series too.
+    With several, each series is scaled by its own mean and std, so series of any size are learnt together. A series to
+    be forecast is then scaled by the mean and std of all values before the forecast. A trend and seasons are always
+    fitted to the values before the forecast. So pass the whole past and not only the last window.
 
     A series is an array or list of numbers, (T,) or (T, features), or a pandas or polars series or table. NaN, masked
-    and missing values are gaps: they are no targets, and as inputs each stands for the value before it. Where a series
-    ends in a gap, the forecasts go through it. Covariates are further inputs: known in the future (f reads them up to
-    time t), known only in the past (they are forecast along, as if they were features), or one value for each series.
+    and missing values are gaps: they are not targets, and as inputs each takes the value before it. If a series ends
+    in a gap, the forecasts go through it. Covariates are further inputs: known in the future (f reads them up to time
+    t), known only in the past (they are forecast too, as if they were features), or one value for each series.
 
     Parameters
     ----------
     window : int
-        p, how many past values f depends on.
+        p, the number of past values that f depends on.
     hidden_size : int
     features : int
-        How many values a time step has; 1 for a univariate series.
+        The number of values of a time step; 1 for a univariate series.
     num_layers : int
     known_features, past_features, static_features : int
-        How many covariates a time step has that are known in the future, and only in the past; and how many a series.
+        The number of covariates of a time step that are known in the future, and only in the past; and of a series.
     log : bool
-        Learn the logarithms of the values, which are positive: what grows or swings in proportion.
+        Learn the logarithms of the values, which must be positive: for growth or swings in proportion to the level.
     trend : bool
-        Take off a straight line, fitted by least squares, and continue it.
+        Subtract a straight line, fitted by least squares, and continue it.
     season_length : float or sequence of floats, optional
-        Take off seasons of these many steps (12 for months; 24 and 168 for hours): up to ten harmonics of each, fitted
-        by least squares, and continued. It takes two seasons of values.
+        Subtract seasons of this many steps (12 for months; 24 and 168 for hours): up to ten harmonics of each, fitted
+        by least squares, and continued. This needs two seasons of values.
     differences : int or sequence of ints, optional
         Learn x_t - x_{t-k} for this k, or for several one after another: 1 for a level that wanders, 12 for a season
         that changes from year to year.
     pooling : {"last", "mean", "attention"}
         As in `SequenceClassifier`.
     loss : {"mse", "l1", "huber"}
-        What `fit` minimises, by its name in `gpurnn.losses`.
+        The loss that `fit` minimises, by its name in `gpurnn.losses`.
     cell, bidirectional, merge, reverse, activation, leak, reset_after, update, cell_options, dropout,
     variational_dropout, recurrent_dropout, residual, init, dtype, rng
         As in `SequenceClassifier`.
@@ -89,11 +89,11 @@ class Forecaster(SequenceModel):
     params : dict of str to array
         ``recurrent.weight_ih_l0``, ..., ``output.weight`` and ``output.bias``.
     mean, std : (F,) NumPy arrays, or (S, F) after a fit to S > 1 series
-        The mean and the standard deviation of the series that `fit` was given, without trend, seasons and differences;
-        F = features + past_features. 0 and 1 before a fit. std is 1 where a feature is constant.
+        The mean and the standard deviation of the series passed to `fit`, without trend, seasons and differences;
+        F = features + past_features. 0 and 1 before a fit. std is 1 for a constant feature.
     residuals : (n, F) NumPy array
-        \epsilon_t of these series, in scaled units. Where a part of them was held out for validation, those of the
-        part that was learnt are made as large as those of the part that was not.
+        \epsilon_t of these series, in scaled units. If a part of them was held out for validation, the residuals of the
+        learnt part are scaled up to the size of those of the held-out part.
     covariate_mean, covariate_std : (known_features + static_features,) NumPy arrays
         The same for the covariates of all series. Saved with the model, as are ``mean``, ``std`` and ``residuals``.
 
@@ -104,8 +104,8 @@ class Forecaster(SequenceModel):
 
     Notes
     -----
-    Without a validation part the residuals are those of the series that the model has learnt: one that has learnt it by
-    heart has intervals that are too narrow. The coverage in a `backtest` on later values tells.
+    Without a validation part the residuals are those of the values that the model has learnt. An overfitted model then
+    has intervals that are too narrow. The coverage in a `backtest` on later values shows this.
 
     References
     ----------
@@ -210,7 +210,7 @@ class Forecaster(SequenceModel):
         Raises
         ------
         KeyError
-            One is missing, or a name is none of them.
+            One is missing, or a name is not one of them.
         ValueError, TypeError
             A shape or a dtype is not the parameter's.
         """
@@ -226,7 +226,7 @@ class Forecaster(SequenceModel):
             if name.startswith("covariate"):
                 _checks.shape(where, shown, state[name], self.covariate_mean.shape, "(covariates,)")
             else:
-                # (n, features); and (features,), or (S, features) of the scales of several series.
+                # (n, features); and (features,), or (S, features) for the scales of several series.
                 lead = state[name].shape[:1] if name == "residuals" else state["mean"].shape[:-1][:1]
                 expected = (*lead, self.output.out_features)
                 _checks.shape(where, shown, state[name], expected, "(..., features)")
@@ -261,7 +261,7 @@ class Forecaster(SequenceModel):
 
         Without ``epochs`` and ``steps`` training ends by itself. The last tenth of each series is held out. Training
         ends when the loss of that part has not fallen for ten epochs and 400 updates, or after a hundred epochs and
-        1,000 updates. The parameters with the lowest loss stay.
+        1,000 updates. The parameters with the lowest loss are kept.
 
         Parameters
         ----------
@@ -272,17 +272,17 @@ class Forecaster(SequenceModel):
         y : None
             Every value is the target of those before it.
         target : str or sequence of str, optional
-            The columns of a table that are to be forecast; by default all that are nothing else.
+            The columns of a table to forecast; by default all that have no other role.
         time, group : str, optional
-            The columns of a table that say when each row is (dates, ISO dates as text, or numbers), and of which
-            series. Rows are put in the order of their times, and missing rows are gaps. Without ``time`` the index of
-            a pandas table or series says when.
+            The columns of a table with the time of each row (dates, ISO dates as text, or numbers), and with its
+            series. Rows are put in the order of their times, and missing rows are gaps. Without ``time``, the index of
+            a pandas table or series gives the times.
         known, past, static : str or sequence of str, or arrays, optional
-            The covariates: of a table the names of its columns; otherwise ``known`` and ``past`` of (T, ...) and
+            The covariates: for a table, the names of its columns; otherwise ``known`` and ``past`` of (T, ...) and
             ``static`` (static_features,), for each series.
         **options
-            As in `Model.fit`. ``batch_size`` counts windows; ``validation`` is like X, and those with covariates are
-            tables with the same columns; ``validation_split`` takes the last share of each series.
+            As in `Model.fit`. ``batch_size`` counts windows; ``validation`` is like X, with covariates a table with the
+            same columns; ``validation_split`` takes the last share of each series.
 
         Returns
         -------
@@ -292,7 +292,7 @@ class Forecaster(SequenceModel):
         Raises
         ------
         ValueError, TypeError
-            A series is too short or holds infinity; the message names it as the caller has it. Or an option is out of
+            A series is too short or holds infinity; the message names it in the caller's terms. Or an option is out of
             its range.
         FloatingPointError
             The training diverged.
@@ -311,7 +311,7 @@ class Forecaster(SequenceModel):
         reader = self._reader("fit", columns)
         pasts = self._pasts(where, reader.read("X", X, known, past, static), 2)
         scales = [one.transformed.scale() for one in pasts]
-        # That of a single series scales the validation too.
+        # The scale of a single series applies to the validation too.
         common = scales[0] if len(scales) == 1 else None
         covariate_scale = scale_of_covariates(pasts)
         learnt = windows_of(pasts, scales, covariate_scale, self.window, self._array)
@@ -346,7 +346,7 @@ class Forecaster(SequenceModel):
     def _array(self, values: NDArray[Any]) -> Array:
         """A NumPy array as an array of the model's library and dtype."""
         parameter = self.output.params["weight"]
-        with np.errstate(over="ignore"):  # what is not finite is rejected where it was computed
+        with np.errstate(over="ignore"):  # values that are not finite are rejected where they were computed
             converted = values.astype(_checks.dtype_name(parameter))
         return _dispatch.from_numpy(_dispatch.namespace("Forecaster", params=parameter), converted)
 
@@ -354,7 +354,7 @@ class Forecaster(SequenceModel):
         return [past_of(where, one, self._transforms, self.features, least) for one in given.series]
 
     def _residuals(self, learnt: Learnt, later: Learnt | None) -> NDArray[Any]:
-        """The residuals of all windows of a fit, those that were learnt as large as those that were not."""
+        """The residuals of all windows of a fit; those that were learnt are scaled up to the size of the others."""
         residuals = self._errors(learnt)
         unseen = np.ones(len(residuals), np.bool_)
         seen: Any = self.trainer_.data
@@ -397,8 +397,8 @@ class Forecaster(SequenceModel):
     ) -> list[Values]:
         """The values that follow each past, in its own units.
 
-        Each forecast is fed back. They are (steps, features), or with samples (steps, samples, features), of paths with
-        noise.
+        Each forecast is fed back. The values are (steps, features) or, with samples, paths with noise (steps, samples,
+        features).
         """
         covariate_scale = (self.covariate_mean, self.covariate_std)
         scales = self._scales(pasts)
@@ -413,7 +413,7 @@ class Forecaster(SequenceModel):
         most = steps + max(past.gap for past in pasts)
         drawn = None if samples is None else self._noise((most, len(pasts) * samples), noise, random)
         results: dict[int, Values] = {}
-        # Pasts of one length and one gap are computed together.
+        # Pasts of the same length and gap are computed together.
         kinds: dict[tuple[int, int], list[int]] = {}
         for i, past in enumerate(pasts):
             kinds.setdefault((min(self.window, len(past.transformed.values)), past.gap), []).append(i)
@@ -445,7 +445,7 @@ class Forecaster(SequenceModel):
     ) -> Array:
         """The values (steps, B, F) that follow windows (n, B, input_size), each fed back with its noise.
 
-        ``covariates`` (steps, B, ...) are those of the same steps as these values.
+        ``covariates`` (steps, B, ...) belong to the same steps as these values.
         """
         xp = _dispatch.namespace("Forecaster", windows=windows)
         parts = []
@@ -471,20 +471,20 @@ class Forecaster(SequenceModel):
         Parameters
         ----------
         inputs : like X in `fit`
-            The series: their whole past.
+            The series, with their whole past.
         steps : int
-            How many values to forecast.
+            The number of values to forecast.
         known : table, or (T + steps, known_features) array for each series, optional
-            The covariates that are known in the future. Where ``inputs`` is a table, which has those of its own rows, a
-            table of the rows to come.
+            The covariates that are known in the future. If ``inputs`` is a table, which holds those of its own rows,
+            a table of the rows to come.
         past, static : arrays, optional
-            Where ``inputs`` is no table: the other covariates, as in `fit`.
+            The other covariates, as in `fit`, if ``inputs`` is not a table.
 
         Returns
         -------
         array, series or table, or a list of such
-            What ``inputs`` is: (steps,) or (steps, features) for each series. A pandas index, or the time column of a
-            table, continues the series' own.
+            Of the same kind as ``inputs``: (steps,) or (steps, features) for each series. A pandas index, or the time
+            column of a table, continues the series' own.
 
         Raises
         ------
@@ -528,14 +528,14 @@ class Forecaster(SequenceModel):
         r"""The values that follow each series, with prediction intervals by sampling.
 
         A sample is a path x_t = f(x_{t-1}, ..., x_{t-p}) + \epsilon_t with its own noise, fed back. The interval of a
-        value lies between the (1 - level)/2 and the (1 + level)/2 quantile of what the samples have there.
+        value lies between the (1 - level)/2 and the (1 + level)/2 quantile of its samples.
 
         Parameters
         ----------
         series : like X in `fit`
             The whole past of one series or several.
         steps : int
-            How many values to forecast.
+            The number of values to forecast.
         known, past, static : optional
             As in `predict`.
         samples : int
@@ -551,7 +551,7 @@ class Forecaster(SequenceModel):
         Returns
         -------
         Forecast
-            Or a list of such for a sequence of series. That of a table with a group column has all of its series.
+            Or a list of such for a sequence of series. For a table with a group column, it has all of its series.
 
         Raises
         ------
@@ -591,26 +591,26 @@ class Forecaster(SequenceModel):
         noise: str = "gaussian",
         rng: int | np.random.Generator = 0,
     ) -> Any:
-        """Forecasts of a series from origins that roll along it, against what came: the model stays as it is.
+        """Forecasts of a series from origins that roll along it, compared with the actual values, without refitting.
 
-        Other methods forecast the same values. They know at each origin what the model knows, and what they learn
-        besides, as ETS its smoothing, they learn from the values before the first origin.
+        Other methods forecast the same values. At each origin they know the same values as the model. Anything else
+        that they learn, such as the smoothing of ETS, they learn from the values before the first origin.
 
         Parameters
         ----------
         series : like X in `fit`
             After a fit to several series, the values before an origin give the scale of its forecast.
         start : int, or a time
-            The first origin: the index of the first value that is forecast, or its time where the series has times.
+            The first origin: the index of the first value that is forecast, or its time if the series has times.
         horizon : int
-            How many values are forecast from each origin.
+            The number of values that are forecast from each origin.
         stride : int
             Steps from one origin to the next. All forecasts are within the series.
         known, past, static : optional
-            As in `predict`, where no more than the covariates of the series' own steps are needed.
+            As in `predict`, but only the covariates of the series' own steps are needed.
         baselines : sequence of {"naive", "seasonal_naive", "ets", "theta"}, optional
-            What to compare with: the last value; the last season; exponential smoothing; the theta method. The latter
-            two need statsmodels. By default the naive ones, that of a season where there is one.
+            The methods to compare with: the last value; the last season; exponential smoothing; the theta method. The
+            latter two need statsmodels. By default the naive ones, the seasonal one only if there is a season.
         season_length : int, optional
             The season of the baselines and of the MASE; by default the first of the model's.
         samples, level, noise, rng
@@ -624,7 +624,7 @@ class Forecaster(SequenceModel):
         Raises
         ------
         ValueError, TypeError
-            As `forecast` does; or there is no origin.
+            As in `forecast`; or there is no origin.
         ImportError
             A baseline needs statsmodels, which is not installed.
 
@@ -684,7 +684,7 @@ class Forecaster(SequenceModel):
         rng: Any,
         quantiles: Sequence[float] = (),
     ) -> list[list[Values]]:
-        """Of each past point, lower, upper and the quantiles, (steps, features) in its own units."""
+        """For each past: point, lower, upper and the quantiles, (steps, features) in its own units."""
         samples = _checks.integer_at_least(where, "samples", samples, 1)
         _checks.choice(where, "noise", noise, NOISES)
         level = _checks.finite(where, "level", level)
@@ -718,7 +718,7 @@ class Forecaster(SequenceModel):
 _OF_SERIES = ("mean", "std", "residuals", "covariate_mean", "covariate_std")
 
 _LEAST_HELD = 10
-"""Fewer residuals of a validation part say nothing about their size."""
+"""Fewer residuals of a validation part are too few to estimate their size."""
 
 
 def _repeated(xp: Any, x: Array, copies: int) -> Array:

@@ -1,4 +1,4 @@
-"""The values before a forecast, in the units of the network: inputs are read and windows are cut from them."""
+"""The values before a forecast, in the units of the network: the source of inputs and windows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Past:
     transformed : Transformed
         From the first value to the last.
     known : (length + ..., known_features) array
-        From the step of the first value on, as far as they are known.
+        From the step of the first value to the last step for which they are known.
     static : (static_features,) array
     gap : int
-        How many steps without a value are between the last value and the first that is to be forecast.
+        The number of steps without a value between the last value and the first step to forecast.
     length : int
         Steps from the first value to the last.
     """
@@ -37,7 +37,7 @@ class Past:
     length: int
 
     def covariates(self, start: int, count: int, scale: tuple[Values, Values]) -> Values:
-        """The covariates of steps start ... start + count - 1 in scaled units; 0 where they are not known."""
+        """The covariates of steps start ... start + count - 1 in scaled units; unknown ones are 0."""
         mean, std = scale
         K = self.known.shape[1]
         known = (self.known[start : start + count] - mean[:K]) / std[:K]
@@ -76,7 +76,7 @@ def past_of(
 
 
 def scale_of_covariates(pasts: list[Past]) -> tuple[Values, Values]:
-    """Of those that are known in the future, over all steps, and of those of each series."""
+    """The mean and std of the covariates: of known ones over all steps, of static ones over all series."""
     known, static = np.concatenate([past.known for past in pasts]), np.stack([past.static for past in pasts])
     scales = [examples.scale_of(v) if v.size else (np.zeros(v.shape[1]), np.ones(v.shape[1])) for v in (known, static)]
     mean, std = (np.concatenate([scale[i] for scale in scales]) for i in (0, 1))

@@ -17,19 +17,19 @@ from ... import _dispatch
 class Forecast:
     """The values that are forecast, and intervals around them.
 
-    All of them are what the series was: an array, or a pandas or polars series or table whose index or time column goes
-    on from the series' own.
+    All of them are of the same kind as the series: an array, or a pandas or polars series or table whose index or time
+    column continues the series' own.
 
     Attributes
     ----------
     point : (steps,) or (steps, features) array, series or table
-        The free-running forecast: that without noise.
+        The free-running forecast, without noise.
     lower, upper : like point
         The prediction interval of each value by itself.
     level : float
-        The probability that a value is to lie in its interval.
+        The intended probability that a value lies in its interval.
     quantiles : dict
-        For each of the quantile levels asked for, the quantiles of the values, like point.
+        The quantiles of the values, like point, for each of the requested levels.
     """
 
     point: Any
@@ -52,11 +52,11 @@ class Backtest:
     point, lower, upper : (N, horizon) or (N, horizon, features) arrays
         As in `Forecast`.
     actual : array like point
-        The values of the series, NaN where it has gaps; errors and coverage leave those out.
+        The values of the series, NaN in its gaps, which errors and coverage leave out.
     level : float
     naive_error : (features,) NumPy array
-        The mean absolute error of repeating the last season, or the last value where there is no season, one step ahead
-        in the values before the first origin: what `mase` divides by.
+        The mean absolute error of repeating the last season, or the last value if there is no season, one step ahead in
+        the values before the first origin. `mase` divides by it.
     baselines : dict of str to Backtest
         The same forecasts made by other methods: "naive", "seasonal_naive", "ets", "theta".
 
@@ -94,7 +94,7 @@ class Backtest:
     def mase(self) -> float:
         """The mean absolute error over that of repeating the last season in the past; below 1 is better than that.
 
-        For several features it is the mean over them. It is infinite or NaN where the past had no errors.
+        For several features it is the mean over them. It is infinite or NaN if the past had no errors.
         """
         errors = np.abs(self._errors()).reshape(len(self.origins), -1, np.size(self.naive_error))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -104,7 +104,7 @@ class Backtest:
 
     @property
     def coverage(self) -> float:
-        """The share of the actual values that lie in their intervals; ``level`` is what it should be."""
+        """The share of the actual values that lie in their intervals; it should be near ``level``."""
         lower, upper, actual = (_numpy(a) for a in (self.lower, self.upper, self.actual))
         return _mean(np.where(np.isnan(actual), np.nan, (lower <= actual) & (actual <= upper)))
 
@@ -127,7 +127,7 @@ class Backtest:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """The mean of those that are not NaN; NaN if all are."""
+    """The mean of the values that are not NaN; NaN if all are."""
     there = values[~np.isnan(values)]
     return float(there.mean()) if there.size else np.nan
 

@@ -1,4 +1,4 @@
-"""Callers' series as the forecaster computes with, and its answers in the form of what the caller gave."""
+"""Convert callers' series to arrays for the forecaster, and its answers to the form of the caller's series."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from .times import EqualTimes, Rows, Times, evenly_spaced
 from .transforms import Values
 
 Answer = Callable[[Values], Any]
-"""From forecasts (steps, features) to what the caller gets."""
+"""Converts forecasts (steps, features) to the caller's form."""
 
 Label = Callable[[int], str]
-"""Where a step or a row is, in the caller's words."""
+"""The name of a step or a row, in the caller's terms."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many values a time step has: forecast, known in the future, known in the past only; and how many a series."""
+    """The numbers of values: of a time step, forecast, known in the future and only in the past; and of a series."""
 
     features: int
     known: int = 0
@@ -53,9 +53,9 @@ class Columns:
     Attributes
     ----------
     target : tuple of str, optional
-        The values to forecast; None: all columns that are nothing else.
+        The values to forecast; None: all columns that have no other role.
     time, group : str, optional
-        When each row is, and of which series.
+        The time of each row, and its series.
     known, past, static : tuple of str
         Covariates that are known in the future, in the past only, and one value for each series.
     """
@@ -68,7 +68,7 @@ class Columns:
     static: tuple[str, ...] = ()
 
     def saved(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """A JSON-compatible copy."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items() if v}
 
     @classmethod
@@ -85,18 +85,18 @@ class Series:
     Attributes
     ----------
     name : str
-        What messages call it.
+        Its name in messages.
     values : (T, features + past) array
-        NaN where there are gaps.
+        NaN in gaps.
     known : (T + ahead, known) array
-        ``ahead`` is how far the covariates are known.
+        The covariates, which are known for ``ahead`` steps more.
     static : (static,) array
     label : callable
-        Where a step is, in the caller's words.
+        The name of a step, in the caller's terms.
     is_flat : bool
-        Whether a step has one value by itself, and no row of them.
+        Whether a step is a single value, not a row of values.
     times : list, optional
-        When the steps are, as the caller writes it.
+        The times of the steps, in the caller's form.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Series:
     times: list[Any] | None = None
 
     def step_at(self, time: Any) -> int:
-        """The first step at a time or after it; TypeError or ValueError if it is none."""
+        """The first step at a time or after it; TypeError or ValueError if it is not a time."""
         assert self.times is not None
         first = self.times[0]
         if isinstance(time, str) and not isinstance(first, str):
@@ -119,24 +119,24 @@ class Series:
 
 @dataclass(frozen=True)
 class Collection:
-    """The series that a caller gave, and what the answers to all of them together are."""
+    """The caller's series, and the function that combines the answers to all of them."""
 
     series: list[Series]
     join: Callable[[list[Values]], Any]
-    """From the forecasts of each series to what the caller gets."""
+    """Converts the forecasts of each series to the caller's form."""
     is_single: bool
     groups: list[Any] | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads what a caller of ``where`` gives as series of these sizes."""
+    """Reads the arguments of a caller of ``where`` as series of these sizes."""
 
     where: str
     sizes: Sizes
     columns: Columns
     array: Answer
-    """From NumPy to an array of the model's library and dtype."""
+    """Converts a NumPy array to the model's library and dtype."""
 
     def read(self, name: str, data: Any, known: Any = None, past: Any = None, static: Any = None) -> Collection:
         """One series or several, with their covariates.
@@ -144,7 +144,7 @@ class Reader:
         Raises
         ------
         TypeError, ValueError
-            The data are no such series.
+            The data are not such series.
         """
         _checks.given(self.where, **{name: data})
         if getattr(getattr(data, "index", None), "nlevels", 1) > 1:
@@ -200,7 +200,7 @@ class Reader:
     # --- arrays, lists and series ---
 
     def _is_single(self, data: Any) -> bool:
-        """Whether this is one series, and not several."""
+        """Whether this is one series, not several."""
         features = self.sizes.features
         if isinstance(data, (list, tuple)):
             if not data:
@@ -279,7 +279,7 @@ class Reader:
         return Collection([Series(name, values, known, static, label, flat, times)], join, True)
 
     def _numbers(self, name: str, data: Any) -> Values:
-        """Numbers as float64, NaN for what is masked or missing."""
+        """Numbers as float64, NaN for masked or missing ones."""
         if isinstance(data, np.ma.MaskedArray):
             data = np.where(np.ma.getmaskarray(data), np.nan, np.asarray(data.filled(0), np.float64))
         if isinstance(data, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in data):
@@ -350,7 +350,7 @@ class Reader:
     # --- tables ---
 
     def _table(self, name: str, table: Any, known: Any) -> Collection:
-        """One series of a table with a column for each feature, or several that its group column parts."""
+        """One series from a table with a column for each feature, or several, separated by its group column."""
         columns = self._columns(name, table)
         assert columns.target is not None
         group = columns.group
@@ -400,7 +400,7 @@ class Reader:
         return Collection(series, self._joiner(table, columns, keys, following, when is not None), keys is None, keys)
 
     def _columns(self, name: str, table: Any) -> Columns:
-        """The columns of a table, the target's too; reject what they do not fit."""
+        """The columns of a table, including the target's; reject a table or sizes that they do not fit."""
         there, columns = tuple(table.columns), self.columns
         if len(set(there)) < len(there):
             raise ValueError(f"{self.where}: {name} has two columns of one name, expected names that differ")
@@ -473,7 +473,7 @@ class Reader:
     def _joiner(
         self, table: Any, columns: Columns, keys: list[Any] | None, following: list[Any], has_times: bool
     ) -> Callable[[list[Values]], Any]:
-        """From forecasts of each series to a table like the caller's."""
+        """A function that converts forecasts of each series to a table like the caller's."""
         assert columns.target is not None
         targets, group, time = columns.target, columns.group, columns.time
 
@@ -501,7 +501,7 @@ class Reader:
     # --- times ---
 
     def _spaced(self, name: str, when: Any, label: Label) -> tuple[Any, Back]:
-        """Rows with these times, evenly spaced, and the way back from such times; None if they are none."""
+        """Rows with these times, evenly spaced, and the way back to the caller's times; no rows if ``when`` is None."""
         if when is None:
             return None, list
         read = read_times(when)
@@ -535,19 +535,19 @@ def _is_number(value: Any) -> bool:
 
 
 def _labelled(word: str, labels: Sequence[Any] | None) -> Label:
-    """The name of a step or a row in messages: its label, or its number where there are none."""
+    """The name of a step or a row in messages: its label, or its number if there are no labels."""
     return lambda i: f"{word} {i if labels is None else shown(labels[i])}"
 
 
 def _with_gaps(values: Values, rows: Rows) -> Values:
-    """Rows of values in the order of their times, NaN where one is missing."""
+    """Rows of values in the order of their times; missing rows are NaN."""
     whole = np.full((len(rows.times.values), values.shape[1]), np.nan)
     whole[rows.places] = values[rows.order]
     return whole
 
 
 def _placed(rows: Values, order: list[int], places: list[int], length: int) -> Values:
-    """Covariates in the order of the steps, in gaps those of the row before, and then those of the steps to come."""
+    """Covariates in the order of the steps, followed by those of the steps to come; gaps repeat the row before them."""
     count = len(order)
     now = np.searchsorted(places, np.arange(length), side="right") - 1
     return np.concatenate([rows[order][now], rows[count:]])

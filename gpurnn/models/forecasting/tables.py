@@ -1,4 +1,4 @@
-"""The rows, times and indexes of pandas and polars: as they are read, and as forecasts continue them."""
+"""The rows, times and indexes of pandas and polars: how they are read, and how forecasts continue them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .times import Times, read_text, write_text
 from .transforms import Values
 
 Back = Callable[[list[Any]], list[Any]]
-"""From times that can be calculated with to those of the caller."""
+"""Converts times that can be calculated with to the caller's times."""
 
 
 def is_polars(value: Any) -> bool:
@@ -59,7 +59,7 @@ def is_of_times(index: Any) -> bool:
 
 
 def read_times(when: Any) -> tuple[list[Any], Back] | None:
-    """Times that can be calculated with, and the way back to such as the caller has; None if they are none."""
+    """Times that can be calculated with, and the way back to the caller's times; None if they are not times."""
     values = when.to_list()
     if values and isinstance(values[0], str):
         try:
@@ -87,7 +87,7 @@ def read_times(when: Any) -> tuple[list[Any], Back] | None:
 
 
 def follower(where: str, times: Times | None, back: Back, length: int) -> Callable[[int], list[Any]]:
-    """The times that follow a series, as the caller writes them."""
+    """A function that returns the times that follow a series, in the caller's form."""
     if times is None:
         return lambda steps: list(range(length, length + steps))
 

@@ -16,7 +16,7 @@ import numpy as np
 _DAY = timedelta(days=1)
 
 _ISO = re.compile(r"\d{4}-\d\d(-\d\d([ T]\d\d:\d\d(:\d\d(\.(\d{3}){1,2})?)?(Z|[+-]\d\d:\d\d)?)?)?", re.ASCII)
-"""The times that every supported Python reads, and that are written again as they were."""
+"""The forms of times that every supported Python reads, and that can be written in the same form again."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Times:
     values : list
         Numbers, or dates with or without a time of day, rising.
     step
-        From one to the next: a number, a timedelta, a number of months (an int, between dates), or "weekday".
+        The step from one to the next: a number, a timedelta, a number of months (an int, between dates), or "weekday".
     """
 
     values: list[Any]
@@ -56,7 +56,7 @@ class Times:
 
     @property
     def usual_season(self) -> int | None:
-        """How many steps a season usually has at such times; None if nothing is known."""
+        """The usual number of steps of a season at such times; None if nothing is known."""
         if self.step == "weekday":
             return 5
         if isinstance(self.step, timedelta):
@@ -86,8 +86,8 @@ class Rows:
         The place of each of these rows in ``times``. A time without a row is a gap.
     times : Times
     uneven : int or None
-        The first row, if any, whose time is no whole number of steps after that of the row before. The rows are then
-        taken for one after another, and ``times`` has theirs.
+        The first row, if any, whose time is not a whole number of steps after that of the row before. The rows are then
+        treated as consecutive, and ``times`` holds their own times.
     """
 
     order: list[int]
@@ -128,10 +128,10 @@ def evenly_spaced(when: Sequence[Any]) -> Rows:
 
 
 def _step_of(times: Sequence[Any]) -> Any:
-    """The step from one of several rising times to the next, by most of them."""
+    """The most common step from one of several rising times to the next."""
     gaps = [later - earlier for earlier, later in pairwise(times)]
     if not isinstance(times[0], date):
-        # Floats that differ by rounding are one step.
+        # Gaps that differ only by rounding are the same step.
         return Counter(float(f"{gap:.9g}") if isinstance(gap, float) else gap for gap in gaps).most_common(1)[0][0]
     if min(gaps) >= timedelta(days=28) and all(t.day == times[0].day or _ends_month(t) for t in times):
         months = [(b.year - a.year) * 12 + b.month - a.month for a, b in pairwise(times)]
@@ -142,7 +142,7 @@ def _step_of(times: Sequence[Any]) -> Any:
 
 
 def _distance(earlier: Any, later: Any, step: Any) -> float:
-    """How many steps lie between two times."""
+    """The number of steps between two times."""
     if step == "weekday":
         return float(np.busday_count(earlier.date(), later.date()))
     if isinstance(earlier, date) and isinstance(step, int):
@@ -162,7 +162,7 @@ def _ends_month(day: Any) -> bool:
 
 
 def read_text(text: str) -> datetime:
-    """A date as ISO 8601 writes it, with or without a day and a time of day; ValueError if it is none."""
+    """An ISO 8601 date, with or without a day and a time of day; ValueError if the text is not one."""
     if not _ISO.fullmatch(text):
         raise ValueError(f"{text!r} is no date")
     day = f"{text}-01" if len(text) == 7 else text

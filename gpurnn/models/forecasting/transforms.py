@@ -12,7 +12,7 @@ from ... import _checks
 from .. import examples
 
 HARMONICS = 10
-"""The most harmonics that a season is fitted with."""
+"""The largest number of harmonics with which a season is fitted."""
 
 Values = NDArray[np.float64]
 
@@ -26,9 +26,9 @@ class Transforms:
     log : bool
         Take logarithms.
     trend : bool
-        Take off a straight line, fitted by least squares.
+        Subtract a straight line, fitted by least squares.
     season_length : tuple of float
-        Take off a season of each of these lengths: harmonics, fitted together with the line.
+        Subtract a season of each of these lengths: harmonics, fitted together with the line.
     differences : tuple of int
         Take differences x_t - x_{t - lag} for each of these lags, one after another.
     """
@@ -40,12 +40,12 @@ class Transforms:
 
     @property
     def lost(self) -> int:
-        """How many values at the beginning have no difference."""
+        """The number of values at the beginning that have no difference."""
         return sum(self.differences)
 
     @property
     def least(self) -> int:
-        """The fewest values of a series that the transforms leave a value of."""
+        """The smallest length of a series for which the transforms leave a value."""
         seasons = [int(np.ceil(2 * length)) for length in self.season_length]
         return max([3 * self.trend, *seasons, self.lost + 1])
 
@@ -62,7 +62,7 @@ class Transforms:
         return np.stack(columns, axis=1) if columns else np.zeros((len(t), 0))
 
     def apply(self, values: Values, logs: int) -> Transformed:
-        """A series (T, F) as the network reads it, NaN where it has gaps; ``logs``: how many features can have logs."""
+        """Transform a series (T, F), NaN in gaps, for the network; only the first ``logs`` features can have logs."""
         T, F = values.shape
         x = values.copy()
         if self.log:
@@ -85,12 +85,12 @@ class Transforms:
 
 @dataclass(frozen=True)
 class Transformed:
-    """A series as the network reads it, before it is scaled.
+    """A series that is transformed for the network, but not yet scaled.
 
     Attributes
     ----------
     values : (T - lost, F) array
-        Without gaps: each holds the value before it.
+        Without gaps: each gap is filled with the value before it.
     observed : (T - lost, F) array of bool
         False in gaps.
     """
@@ -105,10 +105,10 @@ class Transformed:
     _ends: list[Values] = field(repr=False)
 
     def inverse(self, ahead: Values, random: np.random.Generator | None = None) -> Values:
-        """The continuation of the series in its own units, (steps, ..., F), given that in the network's.
+        """The continuation of the series in its own units, (steps, ..., F), from that in the network's units.
 
-        With ``random`` ahead is (steps, samples, F), and each sample has a trend and seasons of its own, which are as
-        uncertain as their fit.
+        With ``random``, ``ahead`` is (steps, samples, F), and each sample draws its own trend and seasons, as uncertain
+        as their fit.
         """
         y = ahead
         for lag, end in zip(reversed(self.transforms.differences), reversed(self._ends), strict=True):
@@ -128,7 +128,7 @@ class Transformed:
         return y
 
     def scale(self) -> tuple[Values, Values]:
-        """The mean and the standard deviation (F,) of what was observed."""
+        """The mean and the standard deviation (F,) of the observed values."""
         F = self.values.shape[1]
         found = [
             examples.scale_of(self.values[self.observed[:, f], f]) if self.observed[:, f].any() else (0.0, 1.0)
@@ -141,8 +141,8 @@ class Transformed:
 def _least_squares(design: Values, y: Values) -> tuple[Values, Values]:
     """The coefficients (k,) that fit y (n,) best, the smallest of those, and a square root (k, k) of their covariance.
 
-    The covariance is for a remainder that is an autoregression of order one: the more each value is like the one before
-    it, the less all of them say.
+    The covariance assumes that the remainder is an autoregression of order one: the more each value resembles the one
+    before it, the less information all of them give.
     """
     n, k = design.shape
     # A product of a few columns takes a hundredth of the time of the singular values of all rows.
@@ -150,7 +150,7 @@ def _least_squares(design: Values, y: Values) -> tuple[Values, Values]:
     there = values > values[-1] * 1e-12
     root = vectors[:, there] / np.sqrt(values[there]) @ vectors[:, there].T
     coefficients = root @ (root @ (design.T @ y))
-    coefficients += root @ (root @ (design.T @ (y - design @ coefficients)))  # the digits that the product has lost
+    coefficients += root @ (root @ (design.T @ (y - design @ coefficients)))  # restores digits that the product lost
     left = y - design @ coefficients
     power = float(left @ left)
     if n <= k + 1 or power == 0.0:
@@ -160,12 +160,12 @@ def _least_squares(design: Values, y: Values) -> tuple[Values, Values]:
 
 
 def _between(rows: Values, like: Values) -> Values:
-    """(n, F) with as many axes of length 1 between as (n, ..., F) has."""
+    """(n, F) with axes of length 1 inserted to match ``like`` (n, ..., F)."""
     return rows.reshape(len(rows), *[1] * (like.ndim - 2), rows.shape[1])
 
 
 def _carried_on(x: Values) -> Values:
-    """A series whose gaps hold the value before them, and those at the beginning the first value."""
+    """A series whose gaps are filled with the value before them, or at the beginning with the first value."""
     if np.isfinite(x).all():
         return x
     filled = np.empty_like(x)
@@ -180,7 +180,7 @@ def _carried_on(x: Values) -> Values:
 
 
 def checked(where: str, log: Any, trend: Any, season_length: Any, differences: Any) -> Transforms:
-    """The transforms that a caller's arguments mean."""
+    """The transforms from a caller's arguments, checked."""
     seasons = tuple(_checks.finite(where, "season_length", length) for length in _several(season_length))
     for length in seasons:
         if length < 2:

@@ -1,4 +1,4 @@
-"""The windows of series, which a model is fitted to and whose residuals it keeps, as batches that are split by time."""
+"""The windows of series to which a model is fitted, as batches that are split by time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Windows(PaddedBatches):
         The windows of a series follow one another in the order of time.
     targets : sequence of (F,) arrays
     counts : sequence of int
-        How many are of each series.
+        The number of windows of each series.
     batch_size, shuffle, rng
         As in `PaddedBatches`.
     """
@@ -42,10 +42,10 @@ class Windows(PaddedBatches):
         super().__init__(windows, batch_size, targets, per_sequence=True, shuffle=shuffle, rng=rng)
         self._counts = counts
         self.places: NDArray[np.intp] = np.arange(len(windows))
-        """Which of all windows these are."""
+        """The numbers of these windows among all windows."""
 
     def split(self, share: float, *, rng: int | np.random.Generator = 0) -> tuple[Windows, Windows]:
-        """The earlier windows of each series, to train on, and the last share of them, to validate on.
+        """The earlier windows of each series to train on, and the last share of them to validate on.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class Windows(PaddedBatches):
 
 @dataclass(frozen=True)
 class Learnt:
-    """Windows and the values that follow them, those of a series one after another, and how many each series has."""
+    """Windows and the values that follow them, series by series, and the number of windows of each series."""
 
     windows: list[Array]
     targets: list[Array]
@@ -91,7 +91,7 @@ class Learnt:
 def windows_of(
     pasts: list[Past], scales: list[Any], covariate_scale: Any, window: int, array: Callable[[NDArray[Any]], Array]
 ) -> Learnt:
-    """All windows whose next value is known, as ``array`` makes arrays."""
+    """All windows whose next value is known; ``array`` converts them."""
     windows, targets, counts = [], [], []
     for past, scale in zip(pasts, scales, strict=True):
         rows = array(past.inputs(scale, covariate_scale))

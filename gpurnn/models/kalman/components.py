@@ -1,7 +1,7 @@
 """Components of a structural time series model. They add up: ``level() + seasonal(12) + ar(2)`` is a model.
 
-A component has states of its own and adds a part of them to the observation. The functions here make components; a
-variance that is not given is a parameter, which a fit finds.
+A component has its own states and adds a part of them to the observation. The functions here make components; a
+variance that is not passed is a parameter, which a fit estimates.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Values = Mapping[str, NDArray[np.float64]]
 class Component:
     """A part of a structural time series model, which the functions of this module make.
 
-    ``+`` makes a `StructuralModel` of two; ``StructuralModel(level())`` is that of one.
+    ``+`` makes a `StructuralModel` of two; ``StructuralModel(level())`` makes one of a single component.
 
     Attributes
     ----------
     name : str
-        As the parts of a decomposition are named: ``"level"``, ``"seasonal(12)"``.
+        The name of its part in a decomposition: ``"level"``, ``"seasonal(12)"``.
     kind : str
         The function that made it.
     arguments : dict
         The arguments of that function.
     states : tuple of str
     transition : (n, n) NumPy array
-        F; the first row of an autoregression is zero and takes its coefficients.
+        F; the first row of an autoregression is zero here, and is filled with its coefficients.
     design : (n,) NumPy array
-        What the observation reads of the states; covariates take its place in a regression.
+        The weights of the states in the observation; in a regression the covariates replace it.
     noises : dict of str to tuple of int
         The states that each variance belongs to.
     fixed : dict of str to float or tuple of float
-        The parameters that are no parameters, as they are given.
+        The values that the caller fixed, which are not parameters.
     """
 
     name: str
@@ -82,11 +82,11 @@ class Component:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def config(self) -> dict[str, Any]:
-        """The function that makes this component, and its arguments, as JSON can hold them."""
+        """The function that makes this component, and its arguments, JSON-compatible."""
         return {"component": self.kind, **self.arguments}
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parameters by name, those that are fixed too."""
+        """The shapes of the parameters by name, including fixed ones."""
         coefficients = {"coefficients": (self.order,)} if self.order else {}
         return {**coefficients, **dict.fromkeys(self.noises, ())}
 
@@ -100,7 +100,7 @@ class Component:
         return F, np.diag(variances)
 
     def gradients(self, dF: NDArray[np.float64], dQ: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        """The gradients by all parameters, given those by F and Q."""
+        """The gradients by all parameters, from those by F and Q."""
         grads = {name: np.asarray(np.diag(dQ)[list(places)].sum()) for name, places in self.noises.items()}
         return {**({"coefficients": dF[0]} if self.order else {}), **grads}
 
@@ -123,7 +123,7 @@ def _made(
 
 
 def _at_most(where: str, name: str, value: float, states: float) -> None:
-    """Reject a component of more states than a filter can do with: the cost of a step grows with their cube."""
+    """Reject a component with too many states for a filter: the cost of a step grows with their cube."""
     if states > MOST_STATES:
         raise ValueError(f"{where}: {name} is {value}, which makes {states:.0f} states, expected at most {MOST_STATES}")
 
@@ -138,7 +138,7 @@ def level(variance: float | None = None) -> Component:
     Parameters
     ----------
     variance : float, optional
-        By default a parameter, ``"level.variance"``. 0 is a constant.
+        By default a parameter, ``"level.variance"``. 0 makes the level constant.
 
     Returns
     -------
@@ -202,13 +202,13 @@ def seasonal(
     period : int, or float if trigonometric
         At least 2.
     variance : float, optional
-        By default a parameter, ``"seasonal(12).variance"`` for a period of 12. 0 is a pattern that never changes.
+        By default a parameter, ``"seasonal(12).variance"`` for a period of 12. With 0 the pattern never changes.
     kind : {"dummy", "trigonometric"}
-        A value for each season, which sum to N(0, variance) over a period; or a sum of ``harmonics``, of which each
-        state has a noise of that variance.
+        A value for each season, which sum to N(0, variance) over a period; or a sum of ``harmonics``, each of whose
+        states has noise of that variance.
     harmonics : int, optional
-        How many frequencies 2 pi j / period there are, at most period / 2, which is the default. Few of them make a
-        smooth pattern of a long period.
+        The number of frequencies 2 pi j / period, at most period / 2, which is the default. A few of them make a smooth
+        pattern of a long period.
 
     Returns
     -------
@@ -218,7 +218,7 @@ def seasonal(
     Raises
     ------
     ValueError, TypeError
-        An argument is out of its range; harmonics of dummies.
+        An argument is out of its range, or ``harmonics`` is given for dummies.
 
     References
     ----------
@@ -283,12 +283,12 @@ def ar(order: int, coefficients: Sequence[float] | None = None, variance: float 
     Returns
     -------
     Component
-        Its start is the stationary distribution; those of other components are diffuse.
+        It starts from the stationary distribution; other components start diffuse.
 
     Raises
     ------
     ValueError, TypeError
-        An argument is out of its range; coefficients that are not stationary.
+        An argument is out of its range, or the coefficients are not stationary.
     """
     order = _checks.integer_at_least("ar", "order", order, 1)
     _at_most("ar", "order", order, order)
@@ -324,7 +324,7 @@ def regression(covariates: int, variance: float | None = 0.0) -> Component:
     -------
     Component
         Its states are the coefficients; nothing is known of them before the observations. So forecasts and
-        decompositions account for what remains unknown of them.
+        decompositions account for their remaining uncertainty.
     """
     covariates = _checks.integer_at_least("regression", "covariates", covariates, 1)
     _at_most("regression", "covariates", covariates, covariates)
@@ -340,7 +340,7 @@ MAKERS = {made.__name__: made for made in (level, trend, seasonal, ar, regressio
 
 
 def restored(config: Mapping[str, Any]) -> Component:
-    """The component of a `Component.config`."""
+    """The component that a `Component.config` describes."""
     arguments = dict(config)
     kind = _checks.choice("StructuralModel", "component", arguments.pop("component", None), tuple(MAKERS))
     made: Component = MAKERS[kind](**arguments)

@@ -1,8 +1,8 @@
-"""Diffuse initial states: what the observations say of them is a regression, and this solves it.
+"""Diffuse initial states: a regression on the observations estimates them, and this solves it.
 
 Nothing is known of a diffuse state before the observations. With d of them x_0 = m0 + E delta + N(0, P), with an
 unknown delta (B, d). The filter runs for each of them, so every mean has 1 + d columns: the mean for delta = 0, and
-what delta adds to it. The mean itself is the columns times (1, delta). The observations give the information
+its derivatives by delta. The mean itself is the columns times (1, delta). The observations give the information
 (B, 1 + d, 1 + d), the sum of v^T S^-1 v over the innovations v (B, p, 1 + d) with their covariances S. It is a sum of
 squares in (1, delta), and the estimate of delta minimises it.
 """
@@ -18,21 +18,21 @@ from .products import summed, symmetric, times, transpose
 
 
 def centre(xp: Any, innovation: Array, precision: Array) -> Array:
-    """(B, 1 + d, 1 + d): means times this count delta from its estimate given all observations.
+    """A matrix (B, 1 + d, 1 + d): means times it measure delta from its estimate given all observations.
 
-    Counted from zero, the squares of observations that lie far from it would be summed, to cancel later. The estimate
-    may err: any centre will do that is near.
+    If delta were measured from zero, large squares of observations far from zero would be summed, and cancel later.
+    The estimate may err: any centre near it will do.
     """
     columns = innovation.shape[-1]
     unit = xp.eye(columns, dtype=innovation.dtype, device=_dispatch.device(innovation))
     matrix = unit + xp.zeros_like(innovation[0, :, :1, :1])
-    # The first estimate errs by its rounding, of the size of all that cancels; the second finds that error.
+    # The first estimate has a rounding error of the size of the terms that cancel; the second removes that error.
     for _ in range(2 if columns > 1 else 0):
         centred = times(xp, innovation, matrix)
         information = summed(xp, centred, times(xp, precision, centred))
         by_delta = information[:, 1:, 1:]
         scale = _scale(xp, by_delta)
-        # What the observations do not determine stays where it is.
+        # The ridge leaves combinations that the observations do not determine where they are.
         ridge = unit[1:, 1:] * (by_delta.shape[-1] * float(xp.finfo(by_delta.dtype).eps))
         scaled = by_delta / scale[:, :, None] / scale[:, None, :] + ridge
         estimate = -xp.linalg.solve(scaled, information[:, 1:, :1] / scale[:, :, None]) / scale[:, :, None]
@@ -42,7 +42,7 @@ def centre(xp: Any, innovation: Array, precision: Array) -> Array:
 
 
 def determined(xp: Any, information: Array, mean: Array) -> Array:
-    """(...), whether the information (..., 1 + d, 1 + d) determines what a mean (..., n, 1 + d) depends on of delta."""
+    """Whether the information (..., 1 + d, 1 + d) determines the part of delta in a mean (..., n, 1 + d): (...) bools."""
     d = information.shape[-1] - 1
     if d == 0:
         return xp.ones_like(information[..., 0, 0], dtype=xp.bool)
@@ -77,7 +77,7 @@ def estimate(xp: Any, information: Array) -> tuple[Array, Array]:
 
 
 def log_determinant(xp: Any, information: Array) -> Array:
-    """(...), the logarithm of the product of those eigenvalues of delta's information that are not zero."""
+    """(...), the logarithm of the product of the nonzero eigenvalues of delta's information."""
     by_delta = information[..., 1:, 1:]
     scale, unknown = _null_space(xp, by_delta)
     known = xp.all(unknown == 0, axis=-2)
@@ -91,14 +91,14 @@ def log_determinant(xp: Any, information: Array) -> Array:
 
 
 def marginal(xp: Any, mean: Array, covariance: Array, delta: Array, spread: Array) -> tuple[Array, Array]:
-    """Mean (..., n) and covariance of a state, from those for known delta and the mean and covariance of delta."""
+    """Mean (..., n) and covariance of a state, from those given delta and from the mean and covariance of delta."""
     by_delta = mean[..., 1:]
     expected = (mean[..., :1] + times(xp, by_delta, delta))[..., 0]
     return expected, covariance + times(xp, times(xp, by_delta, spread), transpose(xp, by_delta))
 
 
 def known_marginal(xp: Any, information: Array, mean: Array, covariance: Array) -> tuple[Array, Array]:
-    """`marginal` of the moments that the information gives; NaN where it does not determine the mean."""
+    """`marginal` with the moments of delta from the information; NaN where this does not determine the mean."""
     if information.shape[-1] == 1:
         alone = covariance.shape[-3] == mean.shape[-3]
         return mean[..., 0], covariance if alone else covariance + xp.zeros_like(mean)
@@ -109,7 +109,7 @@ def known_marginal(xp: Any, information: Array, mean: Array, covariance: Array) 
 
 
 def _scale(xp: Any, by_delta: Array) -> Array:
-    """(..., d), the roots of the diagonal of the information (..., d, d) of d states; 1 where there is none."""
+    """(..., d), the roots of the diagonal of the information (..., d, d) of d states; 1 where that is zero."""
     scale = xp.sqrt(xp.linalg.diagonal(by_delta))
     return xp.where(scale > 0, scale, xp.ones_like(scale))
 
@@ -117,7 +117,7 @@ def _scale(xp: Any, by_delta: Array) -> Array:
 def _null_space(xp: Any, by_delta: Array) -> tuple[Array, Array]:
     """The scale (..., d) of the information (..., d, d) of d diffuse states, and a basis of its null space.
 
-    The basis is a matrix of d columns, orthonormal or zero: in the scaled states, the combinations that do not affect
+    The basis is a matrix of d columns, orthonormal or zero: the combinations of the scaled states that do not affect
     the observations.
     """
     scale = _scale(xp, by_delta)

@@ -1,9 +1,9 @@
-"""The passes over time: the Kalman filter, the smoother's pass back, the log-likelihood and its gradient.
+"""The passes over time: the Kalman filter, the smoother's backward pass, the log-likelihood and its gradient.
 
-The functions take a model's parameters by name and observations y (T, B, p) of theirs, with NaN for what is missing.
-How diffuse initial states enter, and why means have 1 + d columns, `diffuse` says. Covariances have no such columns,
-and depend on y only by which observations are missing. Where all rows miss the same ones, a single row of covariances
-is computed for all: b below is 1 then, and B otherwise.
+The functions take a model's parameters by name and observations y (T, B, p), with NaN for missing ones. `diffuse`
+explains how diffuse initial states enter, and why means have 1 + d columns. Covariances have no such columns, and
+depend on y only by which observations are missing. If all rows miss the same ones, a single row of covariances is
+computed for all: b below is 1 then, and B otherwise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OPTIONAL = ("B", "D", "c", "d")
 """The optional parameters of a model: the maps of its inputs u, and its offsets."""
 COVARIANCES = ("Q", "R", "P0")
 AXES = {"F": 2, "H": 2, "Q": 2, "R": 2, "B": 2, "D": 2, "c": 1, "d": 1}
-"""The axes that a parameter has at one step. With one more it varies with time."""
+"""The number of axes of a parameter at one step. With one more it varies with time."""
 
 
 def varies(params: Parameters, name: str) -> bool:
@@ -37,23 +37,23 @@ def varies(params: Parameters, name: str) -> bool:
 
 
 def at(parameter: Array, t: int) -> Array:
-    """F, H, Q or R at step t, whether it varies with time or not."""
+    """A parameter at step t, whether it varies with time or not."""
     return _arrays.contiguous(parameter if parameter.ndim == 2 else parameter[t, ...])
 
 
 def advance(xp: Any, params: Parameters, t: int, mean: Array, covariance: Array) -> tuple[Array, Array]:
-    """From the mean and covariance of the state at step t to those predicted for the next, without offset."""
+    """The predicted mean and covariance for step t + 1, without offset, from those of the state at step t."""
     F, Q = at(params["F"], t), at(params["Q"], t)
     return F @ mean, symmetric(xp, F @ covariance @ transpose(xp, F)) + Q
 
 
 def state_offset(xp: Any, params: Parameters, u: Array | None, T: int) -> Array | None:
-    """(T, B or 1, n): B u_t + c, which is added to the transition from step t; None where the model has neither."""
+    """(T, B or 1, n): B u_t + c, which is added to the transition from step t; None if the model has neither."""
     return _offset(xp, params, "B", "c", u, T)
 
 
 def observation_offset(xp: Any, params: Parameters, u: Array | None, T: int) -> Array | None:
-    """(T, B or 1, p): D u_t + d, which is added to the observation of step t; None where the model has neither."""
+    """(T, B or 1, p): D u_t + d, which is added to the observation of step t; None if the model has neither."""
     return _offset(xp, params, "D", "d", u, T)
 
 
@@ -69,25 +69,25 @@ def _offset(xp: Any, params: Parameters, by_input: str, constant: str, u: Array 
 
 
 class _Covariances(NamedTuple):
-    """All of a step, or of every step with an axis of time in front, that depends on no value of y."""
+    """All results of a step that depend on no value of y; or of every step, with an axis of time in front."""
 
     predicted: Array
-    """(b, n, n): P, of the state given the observations before the step."""
+    """(b, n, n): P, the covariance of the state given the observations before the step."""
     observation: Array
     """(b, p, n): H, with zeros in the rows of missing observations."""
     precision: Array
-    """(b, p, p): S^-1, of the innovation."""
+    """(b, p, p): S^-1, the inverse covariance of the innovation."""
     log_determinant: Array
     """(b,): log |S|; NaN where S is not positive definite."""
     gain: Array
     """(b, n, p): K = P H^T S^-1."""
     filtered: Array
-    """(b, n, n): of the state given the observations up to the step."""
+    """(b, n, n): the covariance of the state given the observations up to the step."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a filter has come to: all that the steps ahead depend on."""
+    """The position of a filter: everything that the steps ahead depend on."""
 
     step: int
     mean: Array
@@ -97,34 +97,34 @@ class Position:
     information: Array
     """(B, 1 + d, 1 + d): the sum of v^T S^-1 v over the steps so far."""
     rounding: Array
-    """(B, n, d): a bound of the rounding of what delta adds to the means, while a row has seen nothing."""
+    """(B, n, d): a bound of the rounding of the means' columns of delta, while a row has seen nothing."""
     unseen: np.ndarray[Any, Any]
-    """(B,): which rows have seen nothing so far."""
+    """(B,): which rows have had no observations so far."""
     last: _Covariances | None = None
-    """Those of the last step, if they have converged."""
+    """The covariances of the last step, if they have converged."""
     missing: np.ndarray[Any, Any] | None = None
-    """(B, p): what was missing there."""
+    """(B, p): the observations that were missing there."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """The filter's results at all steps, and what the pass back needs of them."""
+    """The filter's results at all steps, as the backward pass needs them."""
 
     covariances: _Covariances
-    """Those that were computed, with an axis (S,) in front."""
+    """The covariances that were computed, with an axis (S,) in front."""
     number: np.ndarray[Any, Any]
     """(T,): the number of each step's covariances among them. Steps may share them."""
     mean: Array
     """(T, B, n, 1 + d): predicted."""
     filtered_mean: Array
     weighted: Array
-    """(T, B, p, 1 + d): S^-1 v, of the innovation v = y - H times the predicted mean."""
+    """(T, B, p, 1 + d): S^-1 v, with the innovation v = y - H times the predicted mean."""
     information: Array
     """(B, 1 + d, 1 + d): the sum of v^T S^-1 v over all steps."""
 
 
 def forward(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = None) -> Forward:
-    """The filter. Its means count delta from its estimate given all observations.
+    """Run the filter. Its means measure delta from its estimate given all observations.
 
     Raises
     ------
@@ -143,13 +143,13 @@ def forward(where: str, xp: Any, params: Parameters, y: Array, u: Array | None =
 
 
 def initial(xp: Any, params: Parameters, B: int) -> Position:
-    """Before the first step."""
+    """The position before the first step."""
     m0, P0, Q, R = (params[name] for name in ("m0", "P0", "Q", "R"))
     n = m0.shape[0]
     unit = xp.eye(n, dtype=m0.dtype, device=_dispatch.device(m0))
     columns = [xp.reshape(m0, (n, 1)), *(unit[:, k : k + 1] for k in diffuse_states(params))]
-    # A finite variance added to an infinite one changes nothing but the conditioning, best at the noises' size, and
-    # without noise at that of the other states.
+    # A finite variance added to an infinite one changes only the conditioning. Best is the size of the noises or,
+    # without noise, of the other states.
     finite = xp.where(xp.isinf(P0), xp.zeros_like(P0), P0)
     noise, others = (sum(xp.mean(xp.linalg.diagonal(a)) for a in arrays) for arrays in ((Q, R), (finite,)))
     size = xp.where(noise > 0, noise, xp.where(others > 0, others, xp.ones_like(others)))
@@ -172,7 +172,7 @@ def _pass(
 ) -> tuple[_Covariances, np.ndarray[Any, Any], Array, Array, Position]:
     """Covariances, predicted means (T, B, n, 1 + d), innovations (T, B, p, 1 + d) and the position past the last step.
 
-    The parameters and u begin at the step of ``start``. The information past the last step is that of ``start``.
+    The parameters and u begin at the step of ``start``. The information is not updated: it stays that of ``start``.
     """
     T, missing = y.shape[0], xp.isnan(y)
     on_host = _dispatch.to_numpy(missing)
@@ -198,7 +198,7 @@ def _pass(
 
 
 def _of_each_row(xp: Any, start: Position, B: int) -> Position:
-    """The position with covariances of each row."""
+    """The position, with covariances for each row."""
     rows = _dispatch.zeros(xp, (B, 1, 1), start.mean)
     last = start.last
     if last is not None:
@@ -208,7 +208,7 @@ def _of_each_row(xp: Any, start: Position, B: int) -> Position:
 
 
 def of_steps(xp: Any, distinct: Array, number: np.ndarray[Any, Any]) -> Array:
-    """The arrays of all steps, from those that were computed and the number of each step's among them."""
+    """The arrays of all steps, from the distinct ones that were computed and the number of each step's array."""
     return xp.take(distinct, _dispatch.from_numpy(xp, number), axis=0)
 
 
@@ -217,13 +217,13 @@ def _covariances(
 ) -> tuple[_Covariances, np.ndarray[Any, Any], Array, _Covariances | None]:
     """The covariances that were computed, the number of each step's own among them, and those for the next step.
 
-    Where the model does not vary and the same observations are missing as at the step before, covariances converge.
+    While the model does not vary and the same observations are missing as at the step before, covariances converge.
     They have converged when a step changes them by no more than its rounding. Further such steps share them.
 
     Parameters
     ----------
     patterns : (T, b, p) array of bool
-        What is missing.
+        True for missing observations.
     on_host : (T, B, p) NumPy array
         The same.
 
@@ -235,7 +235,7 @@ def _covariances(
     covariance : (b, n, n) array
         Predicted for the step past the last.
     last : _Covariances or None
-        Those of the last step, if they have converged.
+        The covariances of the last step, if they have converged.
     """
     T, b, p = patterns.shape
     covariance = start.covariance
@@ -252,11 +252,11 @@ def _covariances(
     last, t = start.last, 0
     readings: dict[bytes, _Reading] = {}
     F, Q = at(params["F"], 0), at(params["Q"], 0)
-    # A variance that is not positive makes numbers that are not finite, which the caller rejects.
+    # A variance that is not positive gives numbers that are not finite, which the caller rejects.
     with np.errstate(divide="ignore", invalid="ignore"):
         while t < T:
             if last is not None and repeats[t]:
-                # All steps until other observations are missing share the last ones.
+                # All steps share the last ones, until other observations are missing.
                 if not steps:
                     steps.append(last)
                 until = unlike[bisect.bisect_right(unlike, t)]
@@ -275,7 +275,7 @@ def _covariances(
                 F, Q = at(params["F"], t), at(params["Q"], t)
                 readings.clear()
             after = symmetric(xp, F @ own.filtered @ transpose(xp, F)) + Q
-            # Not at every step, as this takes a good part of its time.
+            # Not at every step, as this takes a good part of a step's time.
             try_it = not varying and repeats[t] and (start.step + t) % 4 == 0
             last = own if try_it and _differ_by_rounding(xp, after, covariance) else None
             covariance = after
@@ -284,21 +284,21 @@ def _covariances(
 
 
 class _Reading(NamedTuple):
-    """How the observations of a step read the state: one after another, with independent noises."""
+    """How the observations of a step depend on the state: one after another, with independent noises."""
 
     observation: Array
     """(b, p, n): H, with zeros in the rows of missing observations."""
     rows: list[tuple[Array, Array, Array]]
-    """Of each combination of observations the row of H (b, 1, n), its transpose, and the variance (b, 1, 1)."""
+    """For each combination of observations: the row of H (b, 1, n), its transpose, and the variance (b, 1, 1)."""
     combined: Array | None
     """(b, p, p): the combinations, or None for the observations themselves."""
     taken: Array | None
-    """(b,): what the combinations take from the logarithm of the determinant."""
+    """(b,): the amount by which the combinations lower the logarithm of the determinant."""
 
 
 def _reading(xp: Any, H: Array, R: Array, gone: Array | None, unit: Array) -> _Reading:
     if gone is not None:
-        # A missing observation reads nothing of the state, and its noise has variance 1 and is 0.
+        # A missing observation does not depend on the state, and its noise has variance 1 and is 0.
         H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
         R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + xp.zeros_like(R), R)
     combined, variances, taken = _independent(xp, R)
@@ -311,9 +311,9 @@ def _reading(xp: Any, H: Array, R: Array, gone: Array | None, unit: Array) -> _R
 def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array) -> tuple[Array, Array, Array, Array]:
     """S^-1, log |S|, the gain and the filtered covariance, from the predicted one (b, n, n); see `_Covariances`.
 
-    The observations enter one after another, each with a variance of its own: where they tell of the same state, and
-    it is known far less well than they are, S is too ill-conditioned to be inverted. It is the univariate treatment of
-    Durbin and Koopman (2012), section 6.4.
+    The observations enter one after another, each with its own variance: if they observe the same state, and it is
+    known far less precisely than they are, S is too ill-conditioned to be inverted. This is the univariate treatment
+    of Durbin and Koopman (2012), section 6.4.
     """
     log_determinant: Any = reading.taken
     gain: Any = None
@@ -326,7 +326,7 @@ def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array
         k = read / S
         rest = unit_n - k * h
         P = symmetric(xp, rest @ P @ transpose(xp, rest) + variance * (k * transpose(xp, k)))
-        # The observation less what those before it say of it.
+        # The observation minus its prediction from those before it.
         own = unit_p[i : i + 1, :] if gain is None else unit_p[i : i + 1, :] - h @ gain
         gain = k * own if gain is None else gain + k * own
         information = transpose(xp, own) * own / S
@@ -340,8 +340,8 @@ def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array
 def _independent(xp: Any, R: Array) -> tuple[Array | None, Array, Array | None]:
     """Combinations (b, p, p) of observations whose noises are independent, their variances (b, p), and log |R|'s share.
 
-    The last, (b,), is what the combinations take from the logarithm of the determinant. The noises may be independent
-    as they are: then there are no combinations, and they take nothing.
+    The last, (b,), is the amount by which the combinations lower the logarithm of the determinant. If the noises are
+    already independent, there are no combinations and no such amount.
     """
     p = R.shape[-1]
     variances = xp.linalg.diagonal(R)
@@ -368,7 +368,7 @@ def _means(
     xp: Any, params: Parameters, covariances: _Covariances, number: np.ndarray[Any, Any], start: Position, y: Array,
     on_host: np.ndarray[Any, Any], added: Array | None,
 ) -> tuple[Array, Array, Position]:  # fmt: skip
-    """Predicted means and innovations at all steps, and where they come to.
+    """Predicted means and innovations at all steps, and the position after them.
 
     A missing number of y is 0 here. ``added`` is the offset of the states.
     """
@@ -388,7 +388,7 @@ def _means(
         eps = float(xp.finfo(y.dtype).eps)
         rows = xp.asarray(unseen.tolist(), dtype=xp.bool, device=_dispatch.device(y))
     for t in range(blind):
-        # A product of F that is zero up to rounding has forgotten delta.
+        # If a product of F is zero up to rounding, the mean has forgotten delta.
         now = slice(t, t + 1)
         this = F if F.shape[0] == 1 else F[now, ...]
         own = slice(int(number[t]), int(number[t]) + 1)
@@ -420,8 +420,8 @@ def filtered(
 ) -> tuple[list[Array], Position]:
     """Means and covariances (T, B, ...), predicted and filtered, and the position past the last step.
 
-    No step depends on one after it: delta is counted from its estimate of now and then, at steps 1, 2, 4, 8 and so on.
-    Once it does not matter to the states any more, they are as if it had been known.
+    No step depends on a later one: delta is measured from intermediate estimates, at steps 1, 2, 4, 8 and so on. Once
+    delta no longer matters to the states, it is treated as known.
     """
     pieces: list[list[Array]] = []
     first = start.step
@@ -440,7 +440,7 @@ def filtered(
 def _filtered_stretch(
     where: str, xp: Any, params: Parameters, start: Position, y: Array, u: Array | None
 ) -> tuple[list[Array], Position]:
-    """`filtered` with delta counted from one value."""
+    """`filtered` with delta measured from one value."""
     covariances, number, mean, innovation, after = _pass(where, xp, params, start, y, u)
     filtered_mean = mean + times(xp, of_steps(xp, covariances.gain, number), innovation)
     spreads = [of_steps(xp, each, number) for each in (covariances.predicted, covariances.filtered)]
@@ -456,7 +456,7 @@ def _filtered_stretch(
 
 
 def _recentred(xp: Any, position: Position) -> Position:
-    """The position with delta counted from its estimate, or without delta where that adds nothing to the state."""
+    """The position with delta measured from its estimate, or without delta if it adds nothing to the state."""
     mean, information = position.mean, position.information
     delta, spread = diffuse.estimate(xp, information)
     centred = mean[..., :1] + mean[..., 1:] @ delta
@@ -485,7 +485,7 @@ def diffuse_moments(where: str, xp: Any, steps: Forward) -> Array:
     Undetermined
     """
     information = steps.information
-    # What no later state depends on any more need not be known.
+    # A part of delta on which no later state depends need not be known.
     known = _dispatch.to_numpy(diffuse.determined(xp, information, steps.filtered_mean[-1, ...]))
     if not known.all():
         row = f" of row {int(np.argmin(known))}" if len(known) > 1 else ""
@@ -494,14 +494,14 @@ def diffuse_moments(where: str, xp: Any, steps: Forward) -> Array:
 
 
 def log_likelihood(xp: Any, y: Array, steps: Forward) -> Array:
-    """(), the sum over all sequences."""
+    """The log-likelihood (), summed over all sequences."""
     information = steps.information
     squares = information[:, 0, 0]
     total = xp.zeros_like(squares)
     if information.shape[1] > 1:
         # The diffuse states are integrated over, which a regression does.
         explained = xp.sum(information[:, 1:, 0] * diffuse.moments(xp, information)[:, 1:, 0], axis=1)
-        # Where squares overflow, so may what they explain.
+        # If the squares overflow, the explained part may overflow too.
         squares = xp.where(xp.isinf(squares), squares, squares + explained)
         total = diffuse.log_determinant(xp, information)
     count = xp.sum(xp.astype(~xp.isnan(y), y.dtype), axis=(0, 2))
@@ -513,7 +513,7 @@ def log_likelihood(xp: Any, y: Array, steps: Forward) -> Array:
 class Backward:
     """Gradients of the log-likelihood by the states' means, from the last step to the first, and their covariances.
 
-    A covariance belongs to a pair: to covariances of the filter, and to one of those that the pass back computed.
+    A covariance belongs to a pair: covariances of the filter, and one that the backward pass computed.
     """
 
     r: Array
@@ -523,15 +523,15 @@ class Backward:
     e: Array
     """(T, B, p, 1 + d): minus the gradient by the observation."""
     first_r: Array
-    """(B, n, 1 + d): by the first predicted mean."""
+    """(B, n, 1 + d): the gradient by the first predicted mean."""
     first_N: Array
     """(b, n, n): its covariance."""
     of_filter: np.ndarray[Any, Any]
-    """(P,): the filter's covariances of each pair."""
+    """(P,): the number of the filter's covariances in each pair."""
     first: np.ndarray[Any, Any]
     """(P,): the first step of each pair."""
     pair: np.ndarray[Any, Any]
-    """(T,): the pair of each step."""
+    """(T,): the number of each step's pair."""
     N: Array
     """(P, b, n, n): the covariance of r."""
     filtered_N: Array
@@ -539,7 +539,7 @@ class Backward:
 
 
 def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
-    """The pass back."""
+    """Run the backward pass."""
     covariances, number, T = steps.covariances, steps.number, len(steps.number)
     H, gain = covariances.observation, covariances.gain
     over = varies(params, "F")
@@ -555,7 +555,7 @@ def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
     unit = xp.eye(H.shape[-1], dtype=H.dtype, device=_dispatch.device(H))
     rest = transpose(xp, unit - gain @ H)
     by_observation_N = transpose(xp, H) @ covariances.precision @ H
-    # From the covariance of r past a step to that before it: by F and the gain at once.
+    # These map the covariance of r past a step to that before it, by F and the gain at once.
     through = rest @ (by_mean if over else by_mean[0, ...])
     through_T = transpose(xp, through)
     N = xp.zeros_like(covariances.filtered[0, ...])
@@ -566,7 +566,7 @@ def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
         s = int(number[t])
         of_N[t] = len(Ns) - 1
         if converged and s == number[t + 1]:
-            # All steps share it that share the filter's covariances.
+            # All steps that share the filter's covariances share this one too.
             begin = begins[bisect.bisect_right(begins, t) - 1]
             of_N[begin : t + 1] = len(Ns) - 1
             t = begin - 1
@@ -576,7 +576,7 @@ def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
         repeats = t > 0 and number[t - 1] == s
         converged = bool(repeats and t % 4 == 0 and _differ_by_rounding(xp, N, after))
         t -= 1
-    # Where F varies, so does the number.
+    # If F varies, so does the number.
     new = np.diff(number, prepend=-1).astype(bool) | np.diff(of_N, prepend=-1).astype(bool)
     first, pair = np.flatnonzero(new), np.cumsum(new) - 1
     distinct_N = of_steps(xp, xp.stack(Ns), of_N[first])
@@ -585,7 +585,7 @@ def backward(xp: Any, params: Parameters, steps: Forward) -> Backward:
 
 
 def _over_time(parameter: Array, T: int) -> Array:
-    """F, H, Q, R, B or D, to be broadcast against arrays (T, B, ...)."""
+    """F, H, Q, R, B or D, ready to broadcast with arrays (T, B, ...)."""
     return _arrays.contiguous(parameter if parameter.ndim == 2 else parameter[:T, None, ...])
 
 
@@ -646,7 +646,7 @@ class Score(NamedTuple):
     du: Array | None
     """(T, B, k), or None without inputs."""
     grads: dict[str, Array]
-    """By the names of the parameters."""
+    """The gradients by the names of the parameters."""
     moment: Array
     """(n, n): the sum of E[x x^T] over all steps and rows."""
     moment_but_last: Array
@@ -670,7 +670,7 @@ def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = N
     own = _Covariances(*(of_steps(xp, a, back.of_filter) for a in steps.covariances))
     gain_T, P = transpose(xp, own.gain), own.filtered
     D = own.precision + gain_T @ back.filtered_N @ own.gain
-    # All steps of a pair miss the same.
+    # All steps of a pair miss the same observations.
     gone = of_steps(xp, missing if D.shape[1] == B else missing[:, :1, :], back.first)
     D = xp.where(gone[..., :, None] | gone[..., None, :], xp.zeros_like(D), D)
     gain_T = xp.where(gone[..., :, None], xp.zeros_like(gain_T), gain_T)
@@ -689,7 +689,7 @@ def score(where: str, xp: Any, params: Parameters, y: Array, u: Array | None = N
         for name, terms in by_matrix.items()
     }
     grads |= {name: symmetric(xp, grads[name]) for name in ("Q", "R")}
-    # By the offsets of the states and of the observations.
+    # The gradients by the offsets of the states and of the observations.
     dadded, dy = rM[..., 0], -eM[..., 0]
     du = None
     for matrix, offset, by_offset in (("B", "c", dadded), ("D", "d", -dy)):
@@ -722,13 +722,13 @@ def _gradient(
 
 
 def _over_rows(xp: Any, params: Parameters, name: str, gradient: Array) -> Array:
-    """The gradient by a parameter, given those of all steps and rows."""
+    """The gradient by a parameter, from those of all steps and rows."""
     each = xp.sum(gradient, axis=1)
     return _padded(xp, params, name, each) if varies(params, name) else xp.sum(each, axis=0)
 
 
 def _padded(xp: Any, params: Parameters, name: str, gradient: Array) -> Array:
-    """The gradient by a parameter, which is zero at steps that it has past the last observation."""
+    """The gradient by a parameter, with zeros for the steps past the last observation."""
     if not varies(params, name):
         return gradient
     unused = params[name].shape[0] - gradient.shape[0]

@@ -30,19 +30,19 @@ class Scored(Protocol):
 
 
 class Coordinates(Protocol):
-    """The numbers x that BFGS varies, without any bounds, and the parameters that they stand for."""
+    """The unbounded numbers x that BFGS varies, and the parameters that they stand for."""
 
     def origin(self) -> HostArray:
-        """x of the parameters from which the coordinates count."""
+        """x of the parameters at which the coordinates start."""
 
     def move(self, x: HostArray) -> None:
-        """Count from the parameters at x."""
+        """Make the parameters at x the new start of the coordinates."""
 
     def parameters(self, x: HostArray) -> dict[str, HostArray]:
-        """The parameters that are fitted, and those that follow from them."""
+        """The fitted parameters at x, and those that follow from them."""
 
     def gradient(self, x: HostArray, grads: dict[str, HostArray]) -> HostArray:
-        """The gradient by x, given those by the parameters at x."""
+        """The gradient by x, from those by the parameters at x."""
 
 
 class Fit:
@@ -54,20 +54,20 @@ class Fit:
         The caller's public name, for messages.
     xp : namespace
     params : dict of str to array
-        Those that are fitted, and those that follow from them.
+        The fitted parameters, and those that follow from them.
     y : array
         The observations.
     iterations : int
-        The most of them.
+        The largest number of iterations.
     tolerance : float
-        The gain of an iteration in log-likelihood, for each number observed, below which it is the last.
+        An iteration that raises the log-likelihood by less than this, for each number observed, is the last.
     """
 
     def __init__(self, where: str, xp: Any, params: Parameters, y: Array, *, iterations: int, tolerance: float) -> None:
         self.where, self.xp, self.params, self.iterations = where, xp, params, iterations
         self.count = max(int(_dispatch.to_numpy(xp.sum(xp.astype(~xp.isnan(y), xp.int64)))), 1)
         self.least_gain = tolerance * self.count
-        # A gradient below this is one by chance.
+        # A gradient below this is noise.
         self.rounding = float(np.finfo(_checks.dtype_name(y)).eps) ** 0.5
         self.values: list[float] = []
         self.best = on_host(params)
@@ -75,7 +75,7 @@ class Fit:
     def run(self, method: Callable[[Fit], None]) -> HostArray:
         """The log-likelihoods at the start and after each iteration; the parameters are those of the last."""
         try:
-            # What overflows is no maximum.
+            # A point that overflows is not a maximum.
             with np.errstate(over="ignore", invalid="ignore"):
                 method(self)
         except ValueError as error:
@@ -99,7 +99,7 @@ class Fit:
             p[...] = _dispatch.from_numpy(self.xp, cast)
 
     def record(self, value: float) -> bool:
-        """Record the log-likelihood of the present parameters, and say whether another iteration may follow."""
+        """Record the log-likelihood of the present parameters; return whether another iteration may follow."""
         if not math.isfinite(value):
             raise ValueError(
                 f"{self.where}: the log-likelihood of y is {value}, expected a finite number; y may hold a filler for "
@@ -114,8 +114,8 @@ class Fit:
 def quasi_newton(fit: Fit, score: Callable[[], Scored], coordinates: Coordinates) -> None:
     """Iterate BFGS, in rounds, each with new coordinates and a new approximation of the Hessian.
 
-    The likelihood is flat in a variance that is far too small to matter, and the approximation tells nothing of it
-    after many steps without it. So the end of a round is the end of the fit only if the round gained nothing.
+    The likelihood is flat in a variance that is far too small to matter, and after many steps the approximation has
+    no information on it. So the end of a round is the end of the fit only if the round gained nothing.
     """
     from scipy import optimize
 
@@ -127,13 +127,13 @@ def quasi_newton(fit: Fit, score: Callable[[], Scored], coordinates: Coordinates
             fit.write(coordinates.parameters(x))
             result = score()
         except ValueError:
-            # A step too far, to where there is no likelihood.
+            # The step went too far: there is no likelihood here.
             return math.inf, np.zeros_like(x)
         gradient = coordinates.gradient(x, on_host(result.grads))
         return -float(_dispatch.to_numpy(result.value)) / fit.count, -gradient / fit.count
 
     def iterated(intermediate_result: Any) -> None:
-        """SciPy calls this after an iteration, with the argument by this name."""
+        """Called by SciPy after an iteration; SciPy requires this name of the argument."""
         nonlocal best
         value = -float(intermediate_result.fun) * fit.count
         if value < fit.values[-1]:
@@ -163,10 +163,10 @@ def expectation_maximisation(
     fit: Fit, score: Callable[[], Score], params: Parameters, names: tuple[str, ...], shape: tuple[int, ...], *,
     diagonal: bool,
 ) -> None:  # fmt: skip
-    """Iterate expectation maximisation, of the parameters ``names`` given y of this ``shape``.
+    """Iterate expectation maximisation for the parameters ``names``, with y of this ``shape``.
 
-    The expectations follow from the score, which is that of the complete data: summed over n steps, E[w w^T] is
-    n Q + 2 Q (dL/dQ) Q and E[w x^T] is Q dL/dF; R and H likewise.
+    The expectations follow from the score, which equals that of the complete data: summed over n steps, E[w w^T] is
+    n Q + 2 Q (dL/dQ) Q and E[w x^T] is Q dL/dF; likewise for R and H.
     """
     T, B = shape[:2]
     result = score()
@@ -201,10 +201,10 @@ def expectation_maximisation(
 
 
 class Entries:
-    """Coordinates of a linear-Gaussian model's parameters: the entries of those that are no covariances, and roots.
+    """Coordinates of a linear-Gaussian model's parameters: roots of covariances, and the entries of the others.
 
-    A covariance is A X X^T A^T, where x has X, which starts as the unit matrix. So it stays a covariance, and a step of
-    one size means the same to every one of them.
+    A covariance is A X X^T A^T, where x holds X, which starts as the unit matrix. So it stays a covariance, and a step
+    of one size means the same for all covariances.
 
     Parameters
     ----------
@@ -212,11 +212,11 @@ class Entries:
     params : dict of str to array
         All parameters of the model.
     names : tuple of str
-        Those that are fitted.
+        The fitted parameters.
     diagonal : bool
         Whether only the diagonals of covariances vary, the other entries being zero.
     diffuse : list of int
-        Which states are diffuse, and stay so.
+        The diffuse states, which stay diffuse.
     follows : bool
         Whether m0 and P0 follow from the others, as the start is stationary.
     """
@@ -229,7 +229,7 @@ class Entries:
         self.values = values = {name: params[name] for name in names}
         self.roots = {name: _root(value) for name, value in values.items() if name in COVARIANCES}
         self.free = {name: np.ones(value.shape, bool) for name, value in values.items()}
-        """Which entries vary; of a covariance's X, those of the lower triangle."""
+        """The entries that vary; for a covariance, the lower triangle of X."""
         for name, free in self.free.items():
             if name in ("m0", "P0"):
                 free[diffuse] = False
@@ -267,7 +267,7 @@ class Entries:
         return np.concatenate([arrays[name][free] for name, free in self.free.items()])
 
     def _matrices(self, x: HostArray) -> dict[str, HostArray]:
-        """The parameters that are no covariances at x, and X of those that are."""
+        """The parameters at x that are not covariances, and X of those that are."""
         arrays = {name: np.zeros_like(a) if name in self.roots else a.copy() for name, a in self.values.items()}
         ends = np.cumsum([np.count_nonzero(free) for free in self.free.values()])
         for (name, free), piece in zip(self.free.items(), np.split(x, ends[:-1]), strict=True):
@@ -281,7 +281,7 @@ def on_host(arrays: dict[str, Array]) -> dict[str, HostArray]:
 
 
 def _root(covariance: HostArray) -> HostArray:
-    """The symmetric square root of a covariance, with zero for what is infinite."""
+    """The symmetric square root of a covariance, with zero for infinite entries."""
     values, vectors = np.linalg.eigh(np.where(np.isinf(covariance), 0, covariance))
     root: HostArray = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return root

@@ -1,4 +1,4 @@
-"""The linear-Gaussian state-space model: its parameters, and what a caller asks of it."""
+"""The linear-Gaussian state-space model: its parameters and its public methods."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Filtered(NamedTuple):
     """The result of `LinearGaussian.filter` for y (T, B, p). Its arrays have no axis B if y has none."""
 
     predicted_mean: Array
-    """(T, B, n): of x_t given the observations before it, y_0, ..., y_{t-1}."""
+    """(T, B, n): the mean of x_t given the observations before it, y_0, ..., y_{t-1}."""
     predicted_covariance: Array
     """(T, B, n, n)"""
     mean: Array
-    """(T, B, n): of x_t given y_0, ..., y_t."""
+    """(T, B, n): the mean of x_t given y_0, ..., y_t."""
     covariance: Array
     """(T, B, n, n)"""
 
@@ -78,11 +78,11 @@ class FilterState:
     predicted_covariance: Array
     _position: Position = field(repr=False)
     _parameters: dict[str, NDArray[Any]] = field(repr=False)
-    """F, H, Q and R as they were, on the host."""
+    """Copies of F, H, Q and R at that time, on the host."""
 
     @property
     def steps(self) -> int:
-        """How many observations there were."""
+        """The number of observations so far."""
         return self._position.step
 
 
@@ -90,7 +90,7 @@ class Smoothed(NamedTuple):
     """The result of `LinearGaussian.smooth` for y (T, B, p). Its arrays have no axis B if y has none."""
 
     mean: Array
-    """(T, B, n): of x_t given all observations."""
+    """(T, B, n): the mean of x_t given all observations."""
     covariance: Array
     """(T, B, n, n)"""
 
@@ -99,11 +99,11 @@ class GaussianForecast(NamedTuple):
     """The result of `LinearGaussian.forecast` for y (T, B, p). Its arrays have no axis B if y has none."""
 
     mean: Array
-    """(steps, B, p): of the observations y_T, ..., y_{T+steps-1} given all before them."""
+    """(steps, B, p): the mean of the observations y_T, ..., y_{T+steps-1} given y_0, ..., y_{T-1}."""
     covariance: Array
     """(steps, B, p, p)"""
     state_mean: Array
-    """(steps, B, n): of the states."""
+    """(steps, B, n): the mean of the states."""
     state_covariance: Array
     """(steps, B, n, n)"""
 
@@ -113,7 +113,7 @@ class GaussianForecast(NamedTuple):
         Parameters
         ----------
         level : float
-            Between 0 and 1. It holds for each number separately: all of them together lie inside less often.
+            Between 0 and 1. It holds for each number separately; all of them together lie inside less often.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class GaussianForecast(NamedTuple):
         Raises
         ------
         TypeError, ValueError
-            ``level`` is no number, or not between 0 and 1.
+            ``level`` is not a number between 0 and 1.
         """
         where = "GaussianForecast.interval"
         level = _checks.positive(where, "level", _checks.fraction(where, "level", level))
@@ -164,14 +164,14 @@ class LinearGaussian(Saved):
     d : (p,) or (time, p) array, optional
         The offset of the observation.
     stationary : bool
-        Whether the states start as they stay: m0 = F m0 + c and P0 = F P0 F^T + Q, without inputs. F has all
-        eigenvalues inside the unit circle then, F, Q and c do not vary with time, and m0 and P0 are not given. A fit of
-        F, Q or c changes m0 and P0 with them.
+        Whether the states start from their stationary distribution: m0 = F m0 + c and P0 = F P0 F^T + Q, without
+        inputs. Then all eigenvalues of F must lie inside the unit circle, F, Q and c must not vary with time, and m0
+        and P0 must not be given. A fit of F, Q or c also changes m0 and P0.
 
     Attributes
     ----------
     params : dict of str to array
-        F, H, Q, R, m0 and P0, and those of B, D, c and d that are given.
+        F, H, Q, R, m0 and P0, and B, D, c and d if they are given.
     log_likelihoods_ : (iterations + 1,) array of float64
         The log-likelihood before the first iteration of `fit` and after each. Only a model that is fitted has it.
 
@@ -185,15 +185,15 @@ class LinearGaussian(Saved):
     -----
     Diffuse states are exact: the results are the limits for large variances, and no large variance is involved. The
     filter also computes how its means depend on each diffuse state, and a regression on the observations estimates
-    these states (de Jong 1991). Everything is then counted from that estimate, so that observations far from zero lose
-    no digits; in `filter` and `update` from estimates on the way, so that nothing depends on later observations. With d
+    these states (de Jong 1991). Everything is then measured from that estimate, so that observations far from zero lose
+    no digits; `filter` and `update` use intermediate estimates, so that nothing depends on later observations. With d
     diffuse states the log-likelihood is the limit of log p(y) + (d/2) log(variance), as Durbin and Koopman define it.
     The smoother inverts no covariance of states, so these may be singular (de Jong 1989). Its results are those of the
     smoother of Rauch, Tung and Striebel.
 
-    Covariances do not depend on the values of y. Sequences that miss the same observations share them. So do steps,
-    where no parameter varies with time: once a step changes the covariances by no more than its rounding, they are not
-    computed again until other observations are missing.
+    Covariances do not depend on the values of y. Sequences that miss the same observations share them. Steps share
+    them too, if no parameter varies with time: once a step changes the covariances by no more than its rounding, they
+    are not computed again until other observations are missing.
 
     References
     ----------
@@ -294,7 +294,7 @@ class LinearGaussian(Saved):
                 self.params[name][...] = _dispatch.from_numpy(xp, value.astype(_checks.dtype_name(F)))
 
     def config(self) -> dict[str, Any]:
-        """The arguments of the constructor without the parameters: ``stationary``, where it is True."""
+        """The arguments of the constructor without the parameters: ``stationary``, if it is True."""
         return {"stationary": True} if self.stationary else {}
 
     @classmethod
@@ -313,7 +313,7 @@ class LinearGaussian(Saved):
 
     def _restore_fitted(self, fitted: dict[str, Any]) -> None:
         fitted = dict(fitted)
-        self.__dict__.pop("log_likelihoods_", None)  # of a fit before
+        self.__dict__.pop("log_likelihoods_", None)  # those of an earlier fit
         if "log_likelihoods_" in fitted:
             self.log_likelihoods_ = np.asarray(fitted.pop("log_likelihoods_"), np.float64)
         super()._restore_fitted(fitted)
@@ -338,7 +338,7 @@ class LinearGaussian(Saved):
         return next((self._sizes[name][1] for name in "BD" if name in self._sizes), 0)
 
     def _check_parameters(self, where: str) -> None:
-        """Reject parameters that a caller has replaced or changed, and that do not fit this model."""
+        """Reject parameters that a caller has replaced or changed, if they do not fit this model."""
         named = {f"params[{name!r}]": self.params[name] for name in self._sizes}
         xp, *_ = _arrays.take(where, named, needed=tuple(named))
         for (name, size), p in zip(self._sizes.items(), named.values(), strict=True):
@@ -356,7 +356,7 @@ class LinearGaussian(Saved):
     ) -> tuple[Any, Array, Array | None, bool]:
         """The namespace, y (T, B, p), u (T + ahead, B or 1, k), and whether the caller's y has no axis B.
 
-        Reject what does not fit. The first of these steps is ``since``.
+        Reject arrays that do not fit. The first of these steps is ``since``.
         """
         self._check_parameters(where)
         arrays = {"params": self.params["F"], "y": y, "u": u}
@@ -408,7 +408,7 @@ class LinearGaussian(Saved):
         ------
         TypeError, ValueError
             An unsupported or mixed array or dtype, a shape that does not fit, infinity in y, observations that do not
-            determine the diffuse states, or one without any variance given those before it; parameters that a caller
+            determine the diffuse states, or one without any variance given those before it; or parameters that a caller
             has replaced and that do not fit this model.
         FloatingPointError
             A parameter is NaN or infinite.
@@ -434,9 +434,9 @@ class LinearGaussian(Saved):
         Returns
         -------
         log_likelihood : () array
-            What a call returns.
+            The result of a call.
         pullback : callable
-            From the gradient by the log-likelihood, a number or a () array (None for zero), to ``dy`` of the shape of y
+            Maps the gradient by the log-likelihood, a number or a () array (None for zero), to ``dy`` of the shape of y
             (``(dy, du)`` if u is given) and the gradients by the parameters by name. ``pullback(1.0)`` is the score,
             exact. The gradients by the covariances are symmetric. Those by missing observations, and by the entries of
             m0 and P0 that belong to diffuse states, are zero. m0 and P0 count as parameters, also if ``stationary``.
@@ -444,7 +444,7 @@ class LinearGaussian(Saved):
         Raises
         ------
         TypeError, ValueError
-            As a call.
+            As in a call.
 
         References
         ----------
@@ -494,13 +494,13 @@ class LinearGaussian(Saved):
         Returns
         -------
         Filtered
-            Means and covariances, predicted and filtered. They are NaN where a state depends on a diffuse one that the
-            observations so far do not determine.
+            Means and covariances, predicted and filtered. They are NaN where a state depends on a diffuse state that
+            the observations so far do not determine.
 
         Raises
         ------
         TypeError, ValueError
-            As a call, except that the observations need not determine the diffuse states.
+            As in a call, except that the observations need not determine the diffuse states.
 
         Examples
         --------
@@ -520,29 +520,29 @@ class LinearGaussian(Saved):
         return Filtered(*_without_rows(results, single))
 
     def update(self, y: Array, state: FilterState | None = None, u: Array | None = None) -> FilterState:
-        """One step of the Kalman filter: the distribution of the state given one observation more.
+        """One step of the Kalman filter: the distribution of the state given one more observation.
 
-        On NumPy arrays the results are those of `filter` for all observations at once, to the bit. The cost of a step
-        does not grow with their number. Parameters that were changed count from this step on.
+        On NumPy arrays the results have the same bits as `filter` of all observations at once. The cost of a step does
+        not grow with their number. Changed parameters take effect from this step on.
 
         Parameters
         ----------
         y : (p,) or (B, p) array
             The observation of this step, of one sequence or several. NaN is missing.
         state : FilterState, optional
-            What the update before returned; by default this is the first.
+            The result of the update before; None for the first.
         u : (k,) or (B, k) array, optional
             The inputs of this step, for a model with B or D.
 
         Returns
         -------
         FilterState
-            Means and covariances, predicted and filtered, for which the same holds as for those of `filter`.
+            Means and covariances, predicted and filtered, with NaN as in `filter`.
 
         Raises
         ------
         TypeError, ValueError
-            As `filter`; ``state`` is of a model or of observations of another size.
+            As in `filter`; or ``state`` belongs to a model or to observations of another size.
 
         Examples
         --------
@@ -602,12 +602,12 @@ class LinearGaussian(Saved):
         -------
         Smoothed
             Means and covariances, those of the smoother of Rauch, Tung and Striebel. They are NaN where a state depends
-            on a diffuse one that was forgotten before the observations could determine it.
+            on a diffuse state that was forgotten before the observations could determine it.
 
         Raises
         ------
         TypeError, ValueError
-            As a call.
+            As in a call.
         """
         where = "LinearGaussian.smooth"
         xp, y, u, single = self._observations(where, y, u)
@@ -621,7 +621,7 @@ class LinearGaussian(Saved):
         y : (T, p) or (T, B, p) array
             NaN is missing.
         steps : int
-            How many observations ahead.
+            The number of observations to forecast.
         u : (T + steps, k) or (T + steps, B, k) array, optional
             The inputs of the past and of the steps ahead, for a model with B or D.
 
@@ -633,13 +633,13 @@ class LinearGaussian(Saved):
         Raises
         ------
         TypeError, ValueError
-            As a call; ``steps`` is no integer of at least 1, or a parameter that varies with time has too few of them.
+            As in a call; or ``steps`` is not an integer of at least 1, or a parameter that varies has too few steps.
         FloatingPointError
             A parameter is NaN or infinite, or the forecasts overflow.
 
         Examples
         --------
-        A straight line through points of variance 1, as of ordinary least squares:
+        A straight line through points of variance 1, as in ordinary least squares:
 
         >>> import numpy as np
         >>> import gpurnn
@@ -679,8 +679,8 @@ class LinearGaussian(Saved):
         method : {"bfgs", "em"}
             The quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno on the exact gradient (that of SciPy), or
             expectation maximisation. Neither lowers the likelihood, and the latter may need many more iterations. The
-            former starts again where it ends, without its approximation of the Hessian, until that gains nothing. The
-            latter fits neither B, D, c and d nor what a stationary start depends on.
+            former restarts from its end, without its approximation of the Hessian, until that gains nothing. The latter
+            does not fit B, D, c and d, nor the parameters of a stationary start.
         diagonal : bool
             Whether Q, R and P0 are diagonal and stay so. A variance of zero stays zero. If ``diagonal`` is False, a
             singular covariance keeps its null space.
@@ -693,15 +693,15 @@ class LinearGaussian(Saved):
         -------
         self
             Its attribute ``log_likelihoods_`` has the log-likelihoods before the first iteration and after each; fewer
-            than ``iterations + 1`` where the fit ends sooner.
+            than ``iterations + 1`` if the fit ends sooner.
 
         Raises
         ------
         TypeError, ValueError
-            As a call; a name, a method or a number that is out of range; a parameter that varies with time or that
-            ``method`` does not fit; a covariance that is not diagonal although ``diagonal`` is True; an iteration that
-            leads to parameters without a likelihood, as EM may where the likelihood is unbounded. The parameters are
-            then those before it.
+            As in a call; a name, a method or a number is out of range; a parameter varies with time, or ``method`` does
+            not fit it; a covariance is not diagonal although ``diagonal`` is True; or an iteration leads to parameters
+            without a likelihood, as EM may if the likelihood is unbounded. The parameters are then those before that
+            iteration.
 
         References
         ----------

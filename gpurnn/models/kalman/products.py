@@ -9,11 +9,11 @@ import numpy as np
 from ..._contract import Array
 
 SMALL = 3
-"""Up to how many columns many matrices are multiplied faster column by column."""
+"""The largest number of columns for which many matrices are multiplied faster column by column."""
 
 
 def transpose(xp: Any, array: Array) -> Array:
-    # NumPy's own is quicker than that of the standard, which counts for matrices as small as these.
+    # NumPy's own transpose is quicker than the array standard's, which matters for matrices as small as these.
     return array.mT if isinstance(array, np.ndarray) else xp.matrix_transpose(array)
 
 
@@ -22,7 +22,7 @@ def symmetric(xp: Any, array: Array) -> Array:
 
 
 def times(xp: Any, matrices: Array, vectors: Array) -> Array:
-    """Matrices (..., m, k) times vectors (..., k, c), of which there are many."""
+    """Many matrices (..., m, k) times many vectors (..., k, c)."""
     if not 0 < matrices.shape[-1] <= SMALL:
         return matrices @ vectors
     total = matrices[..., :, :1] * vectors[..., :1, :]

@@ -1,8 +1,8 @@
 """The recursion of means over time, which the filter runs forwards and the smoother backwards.
 
-Step by step in Python it takes longer than all that the filter does besides. It is a system of equations with a banded,
-unit lower triangular matrix, with m_t and v_t one after the other as its unknowns. A BLAS solves that in the order of
-the steps: with the same operations, in compiled code. A stretch of time is solved as the whole is, to the bit.
+Step by step in Python it would take longer than the rest of the filter. It is a system of equations with a banded, unit
+lower triangular matrix, whose unknowns are m_t and v_t in turn. A BLAS solves it in the order of the steps: with the
+same operations, in compiled code. Solving a stretch of time gives the same bits as solving the whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..._contract import Array
 HostArray = np.ndarray[Any, Any]
 
 WIDEST, MOST_COLUMNS, CHUNK = 24, 64, 512
-"""Up to which n + p and how many columns a banded matrix is the faster way, and how many steps one covers."""
+"""The largest n + p and number of columns for which a banded matrix is faster, and the number of steps it covers."""
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
     y: Array,
     added: Array | None,
 ) -> tuple[Array, Array, Array]:
-    """m_t and v_t = y_t - readout m_t at all steps, and the m past the last, where m_{t+1} = transition m_t + gain v_t.
+    """m_t and v_t = y_t - readout m_t at all steps, and m past the last step, with m_{t+1} = transition m_t + gain v_t.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ def run(
     readout : (S, b, p, n) array
     gain : (S, b, n, p) array
     number : (T,) array of int
-        Which of the S matrices are those of a step. b is 1 or B.
+        The number of each step's matrices among the S ones. b is 1 or B.
     start : (B, n, c) array
         m_0, with c columns.
     y : (T, B, p, c) array
     added : (T, B or 1, n, c) array or None
-        What m_{t+1} has besides.
+        Added to m_{t+1}.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def _banded(
     solve = blas.dtbsv if _checks.dtype_name(y) == "float64" else blas.stbsv
     (T, B, p, c), n = y.shape, start.shape[1]
     width, below = n + p, 2 * n + p - 1
-    # Two steps more than there are: m past the last, and room for what a column has below the diagonal.
+    # Two more steps than there are: m past the last one, and room for the entries of a column below the diagonal.
     x = np.zeros((B, c, T + 2, width), y.dtype)
     x[:, :, 0, :n] = np.moveaxis(start, 2, 1)
     x[:, :, :T, n:] = y.transpose(1, 3, 0, 2)
@@ -116,7 +116,7 @@ def _table(transition: HostArray, readout: HostArray, gain: HostArray) -> HostAr
 
 
 def _band(table: HostArray, number: HostArray, below: int) -> HostArray:
-    """The banded matrix of some steps and of two that do nothing, as BLAS stores it."""
+    """The banded matrix of some steps, and of two more that do nothing, in BLAS storage."""
     width = table.shape[1]
     band = np.zeros((len(number) + 2, width, below + 1), table.dtype)
     np.take(table, number, axis=0, out=band[:-2])

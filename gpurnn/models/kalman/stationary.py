@@ -1,6 +1,7 @@
 """The stationary start: the mean and covariance that the states keep from step to step, and the gradient through them.
 
-They solve m = F m + c and P = F P F^T + Q. SciPy solves the latter, a discrete Lyapunov equation; it is imported there.
+They solve m = F m + c and P = F P F^T + Q. SciPy solves the latter, a discrete Lyapunov equation; it is imported only
+then.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ HostArray = np.ndarray[Any, Any]
 
 
 def start(where: str, values: dict[str, HostArray]) -> dict[str, HostArray]:
-    """m0 and P0 in float64, from F, Q and, where there is one, c.
+    """m0 and P0 in float64, from F, Q and, if there is one, c.
 
     Raises
     ------
     ValueError
-        F has an eigenvalue that is not inside the unit circle, so there is no such state.
+        F has an eigenvalue that is not inside the unit circle, so there is no stationary state.
     """
     F, Q = values["F"].astype(np.float64), values["Q"].astype(np.float64)
     largest = float(np.abs(np.linalg.eigvals(F)).max())
@@ -32,7 +33,7 @@ def start(where: str, values: dict[str, HostArray]) -> dict[str, HostArray]:
 
 
 def add_gradient(values: dict[str, HostArray], grads: dict[str, HostArray]) -> None:
-    """Add to the gradients by F, Q and c what comes through m0 and P0, which are functions of them."""
+    """Add to the gradients by F, Q and c the part that comes through m0 and P0, which are functions of them."""
     F, m0, P0 = values["F"], values["m0"], values["P0"]
     by_P0 = _lyapunov(F.T, (grads["P0"] + grads["P0"].T) / 2)
     by_offset = np.linalg.solve((np.eye(len(F)) - F).T, grads["m0"])

@@ -1,4 +1,4 @@
-"""Structural time series models: sums of components, whose variances a fit finds."""
+"""Structural time series models: sums of components, whose variances a fit estimates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Normal(NamedTuple):
-    """Normal distributions of some numbers, each by itself."""
+    """The normal distribution of each of some numbers."""
 
     mean: Array
     """(T,) or (T, B)"""
@@ -43,7 +43,7 @@ class Normal(NamedTuple):
         Raises
         ------
         TypeError, ValueError
-            ``level`` is no number, or not between 0 and 1.
+            ``level`` is not a number between 0 and 1.
         """
         where = "Normal.interval"
         level = _checks.positive(where, "level", _checks.fraction(where, "level", level))
@@ -57,7 +57,7 @@ class StructuralForecast:
 
     Attributes
     ----------
-    mean, variance : (steps,) or (steps, B) arrays, or pandas or polars series as y is
+    mean, variance : (steps,) or (steps, B) arrays, or pandas or polars series if y is one
         The mean and the variance of each observation. A pandas index continues that of y.
     components : dict of str to Normal
         The part of each component by its name: ``mean``, ``variance`` and ``interval(level)``.
@@ -68,12 +68,12 @@ class StructuralForecast:
     components: Mapping[str, Normal]
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """The bounds between which each observation lies with probability ``level``, by itself.
+        """The bounds between which each single observation lies with probability ``level``.
 
         Raises
         ------
         TypeError, ValueError
-            ``level`` is no number, or not between 0 and 1.
+            ``level`` is not a number between 0 and 1.
         """
         return Normal(self.mean, self.variance).interval(level)
 
@@ -88,17 +88,17 @@ class StructuralModel(Saved):
     Parameters
     ----------
     *components : Component
-        What `level`, `trend`, `seasonal`, `ar` and `regression` of `gpurnn.models.kalman` make. The sum of two
-        components is such a model too.
+        Made by `level`, `trend`, `seasonal`, `ar` and `regression` of `gpurnn.models.kalman`. The sum of two components
+        is such a model too.
     noise_variance : float, optional
         By default a parameter, ``"noise.variance"``. 0 for observations without noise.
     dtype : {"float64", "float32"}
-        What the model computes in, and returns.
+        The dtype in which the model computes, and of its results.
 
     Attributes
     ----------
     params : dict of str to array
-        The variances and coefficients that are not given, by the names of their components, such as
+        The variances and coefficients that the caller has not fixed, by the names of their components, such as
         ``"level.variance"`` or ``"ar(2).coefficients"``.
     log_likelihoods_ : (iterations + 1,) array of float64
         The log-likelihood before the first iteration of `fit` and after each. Only a model that is fitted has it.
@@ -106,12 +106,12 @@ class StructuralModel(Saved):
     Raises
     ------
     ValueError, TypeError
-        No component, two of one name or with a level each, or something else.
+        There is no component, two have the same name or a level each, or an argument is not a component.
 
     Notes
     -----
     A fit varies the roots of variances, and the partial autocorrelations of an autoregression as x / sqrt(1 + x^2)
-    (Monahan 1984), without any bounds: all values of them are a model. Its gradient is exact.
+    (Monahan 1984). These have no bounds: all their values give a model. Its gradient is exact.
 
     References
     ----------
@@ -147,7 +147,7 @@ class StructuralModel(Saved):
 
     log_likelihoods_: NDArray[np.float64]
     _is_fitted = False
-    """Whether the parameters are of a fit or of a caller."""
+    """Whether the parameters come from a fit or from a caller."""
 
     def __init__(self, *components: Component, noise_variance: float | None = None, dtype: str = "float64") -> None:
         where = "StructuralModel"
@@ -191,7 +191,7 @@ class StructuralModel(Saved):
         return StructuralModel(*components, noise_variance=self.noise_variance, dtype=self._argument("dtype"))
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all parameters, of those that are fixed too."""
+        """The shapes of all parameters, including fixed ones."""
         shapes = {f"{c.name}.{name}": shape for c in self.components for name, shape in c.parameters().items()}
         return {**shapes, "noise.variance": ()}
 
@@ -200,7 +200,7 @@ class StructuralModel(Saved):
         return fixed if self.noise_variance is None else {**fixed, "noise.variance": np.asarray(self.noise_variance)}
 
     def config(self) -> dict[str, Any]:
-        """The arguments of the constructor, with the functions that make the components, as JSON can hold them."""
+        """The arguments of the constructor, with the functions that make the components, JSON-compatible."""
         components = [component.config() for component in self.components]
         return {"components": components, "noise_variance": self.noise_variance, "dtype": self._argument("dtype")}
 
@@ -248,7 +248,7 @@ class StructuralModel(Saved):
         return {c.name: slice(end - len(c.states), end) for c, end in zip(self.components, ends, strict=True)}
 
     def _values(self) -> dict[str, HostArray]:
-        """All parameters, those that are fixed too."""
+        """All parameters, including fixed ones."""
         return {**on_host(self.params), **self._fixed()}
 
     def _host_matrices(self, values: dict[str, HostArray], X: Array | None) -> dict[str, HostArray]:
@@ -299,7 +299,7 @@ class StructuralModel(Saved):
         return LinearGaussian(*(params[name] for name in NAMES))
 
     def _observations(self, where: str, y: Any, X: Any, ahead: int = 0) -> tuple[Any, Array, Array | None, _Form]:
-        """The namespace, y (T, B, 1), X (T + ahead, k), and the form of answers, which is that of the caller's y."""
+        """The namespace, y (T, B, 1), X (T + ahead, k), and the form of answers, which is that of y."""
         _checks.given(where, y=y)
         dtype = np.dtype(self._argument("dtype"))
         form = None
@@ -351,8 +351,8 @@ class StructuralModel(Saved):
         Parameters
         ----------
         y : (T,) or (T, B) array, list, series or table
-            A series or several of one model. Numbers of any dtype; NaN is missing, and so are the dates that the index
-            of a pandas series leaves out.
+            A series, or several with one model. Numbers of any dtype; NaN is missing, and so are the dates that the
+            index of a pandas series leaves out.
         X : (T, k) array or table, optional
             The covariates, for a model with a regression.
 
@@ -374,19 +374,19 @@ class StructuralModel(Saved):
         Parameters
         ----------
         y, X
-            As of a call.
+            As in a call.
 
         Returns
         -------
         log_likelihood : () array
         pullback : callable
-            From the gradient by the log-likelihood, a number or a () array (None for zero), to ``dy`` of the shape of
+            Maps the gradient by the log-likelihood, a number or a () array (None for zero), to ``dy`` of the shape of
             y, and the gradients by ``params``.
 
         Raises
         ------
         TypeError, ValueError
-            As a call.
+            As in a call.
         """
         where = "StructuralModel"
         xp, y, X, form = self._observations(where, y, X)
@@ -405,7 +405,7 @@ class StructuralModel(Saved):
         return value, pullback
 
     def _score(self, where: str, xp: Any, y: Array, X: Array | None) -> _Score:
-        """The log-likelihood, and its gradients by y and by the parameters, as arrays like them."""
+        """The log-likelihood, and its gradients by y and by the parameters, with their shapes."""
         values = self._values()
         params = self._matrices(xp, values, X)
         result = score(where, xp, params, y)
@@ -426,12 +426,12 @@ class StructuralModel(Saved):
         return _Score(result.value, result.dy, named)
 
     def fit(self, y: Any, X: Any = None, *, iterations: int = 500, tolerance: float = 1e-9) -> Self:
-        """Find the parameters by maximum likelihood, from two starts that the series suggests; the better end counts.
+        """Estimate the parameters by maximum likelihood, from two starts based on the series; the better one counts.
 
         Parameters
         ----------
         y, X
-            As of a call.
+            As in a call.
         iterations : int
             The largest number of iterations of BFGS from each start.
         tolerance : float
@@ -446,7 +446,7 @@ class StructuralModel(Saved):
         Raises
         ------
         TypeError, ValueError
-            As a call; a number that is out of range. The parameters are then as they were.
+            As in a call; or a number is out of range. The parameters are then unchanged.
         """
         where = "StructuralModel.fit"
         iterations = _checks.integer_at_least(where, "iterations", iterations, 0)
@@ -462,7 +462,7 @@ class StructuralModel(Saved):
 
         best, found = on_host(self.params), np.array([-math.inf])
         try:
-            # The likelihood may have several maxima: those of a smooth signal in noise, and of a lively one.
+            # The likelihood may have several maxima, such as for a smooth signal in noise and for a lively one.
             for liveliness in (1.0, 30.0):
                 write(self._suggested(_dispatch.to_numpy(y), X, liveliness))
                 fit = Fit(where, xp, self.params, y, iterations=iterations, tolerance=tolerance)
@@ -481,7 +481,7 @@ class StructuralModel(Saved):
         return self
 
     def _suggested(self, y: HostArray, X: Array | None, liveliness: float) -> dict[str, HostArray]:
-        """Where a fit starts: parts of the variance of the series' changes, ``liveliness`` times those of a signal."""
+        """The start of a fit: parts of the variance of the series' changes, ``liveliness`` times those of a signal."""
         series = (y[:, row, 0].astype(np.float64) for row in range(y.shape[1]))
         changes = np.concatenate([np.zeros(0), *(np.diff(one[~np.isnan(one)]) for one in series)])
         size = float(np.mean(changes**2)) if changes.size else 1.0
@@ -507,19 +507,19 @@ class StructuralModel(Saved):
         Parameters
         ----------
         y, X
-            As of a call.
+            As in a call.
 
         Returns
         -------
         dict of str to Normal
             By the names of the components, with ``mean``, ``variance`` and ``interval(level)``, of (T,) or (T, B)
-            arrays, or of pandas or polars series as y is. The means sum to y with those of ``"noise"``, which is NaN
-            where y is missing.
+            arrays, or of pandas or polars series if y is one. Together with ``"noise"``, which is NaN where y is
+            missing, the means sum to y.
 
         Raises
         ------
         TypeError, ValueError
-            As a call; the model is not fitted.
+            As in a call; or the model is not fitted.
 
         References
         ----------
@@ -547,19 +547,19 @@ class StructuralModel(Saved):
         y : (T,) or (T, B) array, list, series or table
             The past. NaN is missing.
         steps : int
-            How many observations ahead.
+            The number of observations to forecast.
         X : (T + steps, k) array or table, optional
             The covariates of the past and of the steps ahead, for a model with a regression.
 
         Returns
         -------
         StructuralForecast
-            ``mean``, ``variance`` and ``interval(level)``, and the same of each of its ``components``.
+            ``mean``, ``variance`` and ``interval(level)``, and the same for each of its ``components``.
 
         Raises
         ------
         TypeError, ValueError
-            As a call; ``steps`` is no integer of at least 1; the model is not fitted.
+            As in a call; or ``steps`` is not an integer of at least 1; or the model is not fitted.
         FloatingPointError
             The forecasts overflow.
         """
@@ -583,7 +583,7 @@ class StructuralModel(Saved):
 
 
 class _Form(NamedTuple):
-    """From arrays (T, B) for the steps of the past, and for those ahead, to what the caller gets."""
+    """Functions that convert arrays (T, B) to the caller's form: for the steps of the past, and for those ahead."""
 
     past: Callable[[Array], Any]
     ahead: Callable[[Array], Any]
@@ -608,7 +608,7 @@ class _Score(NamedTuple):
 
 
 class _Explained:
-    """Says of observations that do not determine the states what a user of components can do."""
+    """Tells a user of components what to do if the observations do not determine the states."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -625,7 +625,7 @@ class _Explained:
 
 
 class _Unbounded:
-    """Coordinates of the parameters: of a variance v the x in v x^2, of coefficients those of `_coefficients`."""
+    """Coordinates of the parameters: for a variance v the x in v x^2, for coefficients those of `_coefficients`."""
 
     def __init__(self, values: dict[str, HostArray]) -> None:
         self.values = values
@@ -662,7 +662,7 @@ class _Unbounded:
 def _coefficients(x: HostArray) -> tuple[HostArray, HostArray]:
     """The coefficients (p,) of a stationary autoregression, and their derivatives (p, p), from any numbers x.
 
-    x / sqrt(1 + x^2) are its partial autocorrelations, from which the recursion of Durbin and Levinson makes them.
+    x / sqrt(1 + x^2) are its partial autocorrelations; the recursion of Durbin and Levinson computes the coefficients.
     """
     partial, slope = x / np.sqrt(1 + x**2), (1 + x**2) ** -1.5
     phi, by_x = np.zeros(0), np.zeros((0, len(x)))
@@ -684,7 +684,7 @@ def _coordinates(phi: HostArray) -> HostArray:
 
 
 def _read(H: Array, mean: Array, covariance: Array) -> Normal:
-    """The product of H (1, n) or (T, 1, n) and states with these means (T, B, n)."""
+    """The distribution of H x, with H (1, n) or (T, 1, n), for states x with these means (T, B, n) and covariances."""
     row = H if H.ndim == 2 else H[:, None, ...]
     xp = _dispatch.namespace("StructuralModel", mean=mean)
     variance = (row @ covariance @ xp.matrix_transpose(row))[..., 0, 0]
