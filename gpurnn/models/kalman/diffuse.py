@@ -42,7 +42,7 @@ def centre(xp: Any, innovation: Array, precision: Array) -> Array:
 
 
 def determined(xp: Any, information: Array, mean: Array) -> Array:
-    """Whether the information (..., 1 + d, 1 + d) determines the part of delta in a mean (..., n, 1 + d): (...) bools."""
+    """(...) bools: whether the information (..., 1 + d, 1 + d) determines the delta part of a mean (..., n, 1 + d)."""
     d = information.shape[-1] - 1
     if d == 0:
         return xp.ones_like(information[..., 0, 0], dtype=xp.bool)
