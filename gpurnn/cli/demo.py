@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DEMO = shlex.split("--cell gru --hidden 192 --batch 24 --window 48 --steps 1600 --lr 0.01 --warmup 20")
 
 EXPECTED = "expected.png"
-"""The picture of what the model expects in a line that it was not trained on."""
+"""The picture of the characters that the model expects in a line that it was not trained on."""
 
 _LINE = 66
 """The number of characters of the line that are drawn."""

@@ -24,7 +24,7 @@ _OURS = {"format": "gpurnn diagnosis"}
 @click.command(short_help="Say what is good or bad in a language model.", context_settings={"show_default": True})
 @click.argument("directory", type=PathType(path_type=Path), metavar="DIR")
 @click.option(
-    "--text", type=PathType(allow_dash=True), metavar="FILE", help="Text to run on.  [default: that of the training]"
+    "--text", type=PathType(allow_dash=True), metavar="FILE", help="Text to run on.  [default: the training text]"
 )
 @encoding_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -56,7 +56,7 @@ def diagnose(directory: Path, text: str | None, encoding: str | None, as_json: b
     elif (directory / RUN).exists():
         source, contents = f"{directory}: its text", text_of(run_folder(directory), length + 1)
         if encoding is not None:
-            warn("--encoding has no effect without --text: the text of the training is read as it was then")
+            warn("--encoding has no effect without --text: the training text is read as it was in training")
     else:
         raise Refusal(f"{directory}: does not say what the model was trained on ({RUN}); give a text with --text")
     tokens = model.vocabulary.encode(contents)[: length + 1]

@@ -60,7 +60,7 @@ class _Numbers(click.types.StringParamType):
 @integer("--steps", None, "How many rows to forecast.  [default: the rows at the end without a target, or else a tenth "
          "of the rows, at most 50]")  # fmt: skip
 @click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, metavar="X",
-              help="The probability of a value to lie in its interval.")  # fmt: skip
+              help="The probability that a value lies in its interval.")  # fmt: skip
 @click.option("--quantiles", type=_Numbers(0, 1), default=(), metavar="X,Y,...", show_default=False,
               help="Further quantiles to forecast, such as 0.1,0.5,0.9.")  # fmt: skip
 @click.option("--season", type=_Numbers(0, 1e6), metavar="N,M,...", show_default=False,
@@ -220,7 +220,7 @@ def _read(
             rows = evenly_spaced([when[row] for row in members])
         except EqualTimes as error:
             lines = [table.lines[members[row]] for row in error.rows]
-            cure = "of each group" if group else "; --group names the column that parts several series"
+            cure = "of each group" if group else "; --group names the column that separates several series"
             raise Refusal(
                 f"{table.file}: lines {lines[0]} and {lines[1]} have the same {time_column}, "
                 f"{table.columns[time_column][members[error.rows[0]]]}; a row for each time is expected{cure}"
@@ -260,7 +260,7 @@ def _read(
     if uneven:
         warn(
             f"the rows are not at equal distances, first at line {table.lines[uneven[0]]}, {write(when[uneven[0]])}; "
-            "they are taken for one after another"
+            "they are treated as consecutive"
         )
     for number, one, many in ((missing, "value is", "values are"), (gaps, "row is", "rows are")):
         if number:

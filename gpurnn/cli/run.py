@@ -410,8 +410,8 @@ def _carry_out(run: Run, xp: Any, processes: Communicator) -> None:
                     step = trainer.resume()
                 if trainer.stopped_early and run.longer:
                     raise Refusal(
-                        f"{out}: its run stopped early at step {step:,}, as --patience {options['patience']} asks; go "
-                        f"on from its model in a new run, with --from {shlex.quote(str(out))}"
+                        f"{out}: its run stopped early at step {step:,}, as --patience {options['patience']} asks; "
+                        f"continue from its model in a new run, with --from {shlex.quote(str(out))}"
                     )
                 say(f"resuming at step {step:,} of {trainer.total:,}")
             elif (out / MODEL).exists():

@@ -25,7 +25,7 @@ _QUIET = "gpurnn.quiet"
 
 
 class Refusal(click.ClickException):
-    """One line on stderr and exit code 2: what was asked for cannot be done."""
+    """One line on stderr and exit code 2: the request cannot be carried out."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class Refusal(click.ClickException):
 
 
 class Failure(Refusal):
-    """One line on stderr and exit code 1: what was begun went wrong."""
+    """One line on stderr and exit code 1: the command began, but failed."""
 
     exit_code = 1
 

@@ -30,7 +30,7 @@ _PART = 2**20
 
 
 def to_be_read_again(file: str) -> str:
-    """The absolute path of a text that --resume reads once more; reject what can be read only once."""
+    """The absolute path of a text that --resume reads once more; reject a file that can be read only once."""
     path = Path(file)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise Refusal(

@@ -94,7 +94,7 @@ class Communicator:
         self.all_gather(None)
 
     def abort(self, code: int = 1) -> None:
-        """End all processes at once, with this exit code; what was printed is lost if it was not flushed."""
+        """End all processes at once, with this exit code; output that was not flushed is lost."""
         os._exit(code)
 
     def together(self, where: str, function: Callable[[], R]) -> R:

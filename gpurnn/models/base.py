@@ -317,7 +317,7 @@ def _is_watched() -> bool:
 
 
 def validation_share(where: str, value: float) -> float:
-    """``validation_split`` as a float; reject what is not in (0, 1)."""
+    """``validation_split`` as a float; reject a value outside (0, 1)."""
     share = _checks.finite(where, "validation_split", value)
     if not 0.0 < share < 1.0:
         raise ValueError(f"{where}: validation_split is {value!r}, expected a number in (0, 1)")

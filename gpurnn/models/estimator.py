@@ -403,7 +403,7 @@ class Estimator(SequenceModel):
         columns = (y,) if isinstance(y, str) else tuple(y) if self._are_columns(X, y, group) else ()
         if columns and group is None:
             raise TypeError(
-                f"{where}: y names a column of X, expected group too, the name of the column that parts the examples"
+                f"{where}: y names a column of X, expected group too, the name of the column that separates examples"
             )
         features = self._learnt.get("features")
         if columns and features is None:

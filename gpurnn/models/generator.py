@@ -308,8 +308,8 @@ class SequenceGenerator(Model):
         teacher_forcing : float
             The probability, in [0, 1], that the target is fed instead of the output, for each step of each sequence.
             1 is teacher forcing, 0 is free running, and values between are scheduled sampling. The gradients are exact
-            for what was fed: they go back through the outputs, but not through the choice. `fit` takes it too, or a
-            function that gives it for each training step.
+            for the inputs that were fed: they go back through the outputs, but not through the choice. `fit` also takes
+            it, or a function that gives it for each training step.
         """
         _checks.no_state("SequenceGenerator", state)
         loss, pullback = self._loss_and_pullback(inputs, targets, lengths, teacher_forcing, rng)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _ROWS = 1024
-"""The smallest number of rows of logits that are computed at a time, if there are so many."""
+"""The smallest number of rows of logits that are computed at a time, if there are that many."""
 
 _BATCH, _WINDOW, _LEAST_WINDOW = 32, 64, 16
 """The defaults of batch_size and window in `LanguageModel.fit`, and the smallest window that it chooses."""

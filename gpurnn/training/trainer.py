@@ -346,9 +346,9 @@ class Trainer:
         self._of_epoch = nothing()  # the sums since the current epoch began
         self._epochs: list[dict[str, Any]] = []  # the rows of the epochs that have ended
         self._asked_to_stop = self._stopping = False  # in this process; in all of them
-        self._record: dict[str, float] = {}  # what the metrics show of the last step
+        self._record: dict[str, float] = {}  # the entries of the metrics for the last step
         self._best: dict[str, Any] | None = None
-        self._final: dict[str, Any] | None = None  # what was computed only because the run ends
+        self._final: dict[str, Any] | None = None  # the results that were computed only because the run ends
         self._last: dict[str, Any] | None = None  # the last parameters, if the model has the best ones
         self._checkpoint: Path | None = None
         self.saved_step: int | None = None

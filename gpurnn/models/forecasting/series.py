@@ -150,7 +150,7 @@ class Reader:
         if getattr(getattr(data, "index", None), "nlevels", 1) > 1:
             raise TypeError(
                 f"{self.where}: {name} has an index of several levels, expected one level; pass {name}.reset_index(), "
-                "and name the column that parts several series with group=... and the times with time=..."
+                "and name the column that separates several series with group=... and the times with time=..."
             )
         if getattr(data, "shape", None) == ():
             raise TypeError(f"{self.where}: {name} is {_checks.described(data)}, expected a series, or several")
@@ -517,13 +517,13 @@ class Reader:
             first, second = error.rows
             raise ValueError(
                 f"{self.where}: {name} has the same time at {label(first)} and {label(second)}, expected a row for "
-                "each time; name the column that parts several series with group=..."
+                "each time; name the column that separates several series with group=..."
             ) from error
         if rows.uneven is not None:
             _checks.warn(
                 self.where,
-                f"the times of {name} are not at equal distances, first at {label(rows.uneven)}; its rows are taken "
-                "for one after another",
+                f"the times of {name} are not at equal distances, first at {label(rows.uneven)}; its rows are treated "
+                "as consecutive",
             )
         return rows, back
 

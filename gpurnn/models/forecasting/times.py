@@ -164,7 +164,7 @@ def _ends_month(day: Any) -> bool:
 def read_text(text: str) -> datetime:
     """An ISO 8601 date, with or without a day and a time of day; ValueError if the text is not one."""
     if not _ISO.fullmatch(text):
-        raise ValueError(f"{text!r} is no date")
+        raise ValueError(f"{text!r} is not a date")
     day = f"{text}-01" if len(text) == 7 else text
     return datetime.fromisoformat(f"{day[:-1]}+00:00" if day.endswith("Z") else day)
 

@@ -301,7 +301,7 @@ def ar(order: int, coefficients: Sequence[float] | None = None, variance: float 
         if largest >= 1:
             raise ValueError(
                 f"ar: coefficients is {coefficients}, whose process has a root of modulus {largest:.6g}, expected all "
-                "below 1; level() and trend() are what is not stationary"
+                "below 1; use level() or trend() if it is not stationary"
             )
     name = f"ar({order})"
     arguments = {"order": order, "coefficients": coefficients, "variance": _variance("ar", "variance", variance)}

@@ -163,7 +163,7 @@ def initial(xp: Any, params: Parameters, B: int) -> Position:
 
 
 def diffuse_states(params: Parameters) -> list[int]:
-    """Which states are diffuse."""
+    """The numbers of the diffuse states."""
     return [int(k) for k in np.flatnonzero(np.isinf(np.diagonal(_dispatch.to_numpy(params["P0"]))))]
 
 

@@ -102,8 +102,8 @@ class Fit:
         """Record the log-likelihood of the present parameters; return whether another iteration may follow."""
         if not math.isfinite(value):
             raise ValueError(
-                f"{self.where}: the log-likelihood of y is {value}, expected a finite number; y may hold a filler for "
-                "what is missing, NaN is expected there"
+                f"{self.where}: the log-likelihood of y is {value}, expected a finite number; y may hold a filler "
+                "for missing ones, which should be NaN"
             )
         gain = value - self.values[-1] if self.values else math.inf
         self.values.append(value)

@@ -370,7 +370,7 @@ class LinearGaussian(Saved):
             if varies(self.params, name) and parameter.shape[0] < needed:
                 raise ValueError(f"{where}: {name} has {parameter.shape[0]} steps, expected at least {steps}")
         if _dispatch.to_numpy(xp.any(xp.isinf(y))):
-            raise ValueError(f"{where}: y holds infinity, expected finite numbers, or NaN for what is missing")
+            raise ValueError(f"{where}: y holds infinity, expected finite numbers, or NaN for missing ones")
         u = self._inputs(where, xp, u, y, ahead)
         return (xp, xp.expand_dims(y, axis=1), u, True) if y.ndim == 2 else (xp, y, u, False)
 

@@ -317,7 +317,7 @@ class StructuralModel(Saved):
         infinite = _dispatch.to_numpy(xp.isinf(y))
         if infinite.any():
             at = "".join(f"[{i}]" for i in np.argwhere(infinite)[0])
-            raise ValueError(f"{where}: y{at} is infinite, expected a finite number, or NaN for what is missing")
+            raise ValueError(f"{where}: y{at} is infinite, expected a finite number, or NaN for a missing one")
         X = self._covariates_of(where, X, y.shape[0] + ahead, "T + steps" if ahead else "T")
         if y.ndim == 2:
             return xp, y[..., None], X, _Form(lambda a: a, lambda a: a)
