@@ -188,7 +188,7 @@ class Row:
     covariates: dict[str, Any]
     """Arrays by option: known (rows and rows to come, columns), past (rows, columns) and static (columns,)."""
     ahead: list[Any]
-    """The times of the rows to come: those in the file, or as many as are to be forecast."""
+    """The times of the rows to come: at first those in the file, then those to forecast."""
     step: Any
 
 

@@ -49,7 +49,7 @@ def generate(
         click.echo(prompt, nl=False)
         before = list(model.vocabulary.split(prompt))[-1:]
         for symbol in symbols:
-            # What a symbol adds to the text depends on the one before it: a space between words, none at line ends.
+            # The text that a symbol adds depends on the one before it: a space between words, none at line ends.
             click.echo(join([*before, symbol]).removeprefix(join(before)), nl=False)
             before = [symbol]
         click.echo()

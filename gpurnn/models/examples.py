@@ -28,7 +28,7 @@ def is_table(value: Any) -> bool:
 
 
 def array_of(where: str, name: str, value: Any) -> Array:
-    """A list, series, tensor, NumPy scalar or array as an array of a supported library, of whatever dtype.
+    """A list, series, tensor, NumPy scalar or array as an array of a supported library, of any dtype.
 
     Raises
     ------

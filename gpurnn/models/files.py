@@ -139,7 +139,7 @@ def _read(where: str, path: str | os.PathLike[str], kind: type) -> Any:
 
 
 def load(path: str | os.PathLike[str]) -> Model | LinearGaussian:
-    """The model, of whatever kind, that its ``save`` wrote to ``path``; raises as `Model.from_file` does.
+    """The model of any kind that its ``save`` wrote to ``path``; it raises the errors of `Model.from_file`.
 
     A class that is not gpurnn's must be defined before. It is found by its module and name, or by its name alone if no
     other class has that name.

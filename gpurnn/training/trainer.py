@@ -451,9 +451,9 @@ class Trainer:
         same bits as if nothing had happened. An exception in the middle of an update leaves parameters and optimizer
         half updated. Then `train` does not continue before `resume` is called.
 
-        After the last step, ``total`` may be raised and `train` called again. What a run computes only because it ends
-        (the last line of the metrics, the last validation, the best parameters of early stopping) is undone first, so
-        that the result is that of one run with the new ``total``.
+        After the last step, ``total`` may be raised and `train` called again. Results that a run computes only because
+        it ends (the last line of the metrics, the last validation, the best parameters of early stopping) are undone
+        first, so that the result is that of one run with the new ``total``.
 
         Raises
         ------
