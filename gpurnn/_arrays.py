@@ -2,7 +2,7 @@
 
 A public function passes its arrays through `take`, which checks them, converts them and returns them. Every array that
 it returns is aligned, C-contiguous and in the machine's byte order, so a result does not depend on how the caller's
-array is stored. An array that is so already is returned itself. No array of a caller is ever written to.
+array is stored. An array that is already stored like that is returned itself. A caller's array is never written to.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def take(
     dtypes: tuple[str, ...] = _checks.FLOATS,
     nan_is_missing: bool = False,
 ) -> tuple[Any, ...]:
-    """The namespace of a caller's arrays, then the arrays, ready to compute with, in the order given.
+    """Return the namespace of a caller's arrays, then the arrays in the order given, ready to compute with.
 
     Parameters
     ----------
     where : str
         The caller's public name, for messages.
     floats : dict of arrays or None
-        By the names of the arguments, arrays of one dtype that is in ``dtypes``.
+        Arrays by argument name. They have one dtype, which is in ``dtypes``.
     integers : dict of arrays or None
         Arrays of any integer dtype. They are returned as int64.
     bools : dict of arrays or None
         Bool arrays, or integer arrays of zeros and ones. They are returned as bool.
     weights : dict of arrays or None
-        The mask of a loss: an array as in ``bools``, or one of the dtype of ``floats``.
+        The mask of a loss: an array as in ``bools``, or an array of the dtype of ``floats``.
     needed : tuple of str
         The arguments that may not be None.
     dtypes : tuple of str
@@ -65,7 +65,8 @@ def take(
     Raises
     ------
     TypeError
-        An array is missing, belongs to no supported library or to another one than the rest, or has a wrong dtype.
+        An array is missing, belongs to no supported library, belongs to another library than the rest, or has a wrong
+        dtype.
     ValueError
         An unsigned integer is above 2**63 - 1, or an integer that stands for a bool is neither 0 nor 1. This is
         checked in NumPy arrays only, because reading an array on a GPU would wait for the device.
@@ -120,7 +121,7 @@ def take(
 
 
 def cotangent(where: str, name: str, value: Array | None, output: Array) -> Any:
-    """The cotangent d``name`` of an ``output``, ready to compute with; reject one that is neither None nor like it."""
+    """Return the cotangent d``name``, ready to compute with; reject one that is neither None nor like ``output``."""
     if value is None:
         return None
     _, _, value = take(where, {name: output, f"d{name}": value}, dtypes=_checks.INEXACT)
@@ -129,9 +130,10 @@ def cotangent(where: str, name: str, value: Array | None, output: Array) -> Any:
 
 
 def parameters(where: str, params: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The parameters of a layer, ready to compute with; reject one that has not its shape of ``shapes``.
+    """Return a layer's parameters, ready to compute with; reject one whose shape differs from that in ``shapes``.
 
-    A wing does not check them: it would read a part of an array that is too large, and past the end of a small one.
+    A wing does not check them: it would read only a part of an array that is too large, and past the end of one that is
+    too small.
     """
     first = next(iter(params.values()))
     if (
@@ -149,28 +151,28 @@ def parameters(where: str, params: Mapping[str, Array], shapes: Mapping[str, tup
 def is_single(value: Any) -> bool:
     """Whether a value is one array of numbers, and not a sequence of arrays or of texts.
 
-    NumPy and pandas hold such sequences too, in what has a dtype as arrays of numbers have: one of objects or of texts.
+    NumPy and pandas can store such sequences too, in arrays whose dtype is for objects or texts.
     """
     dtype = getattr(value, "dtype", None)
     return dtype is not None and getattr(dtype, "kind", "") not in ("O", "U", "S", "T")
 
 
 def has_masked(value: Any) -> bool:
-    """Whether an array, or one in lists of them, has masked entries: NumPy makes numbers of them without a word."""
+    """Whether an array, or an array in nested lists, has masked entries, which NumPy silently turns into numbers."""
     if isinstance(value, (list, tuple)):
         return any(map(has_masked, value))
     return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
 
 
 def entries(where: str, name: str, values: Any, expected: str) -> list[Any]:
-    """The entries of a sequence, or of an array along its first axis; reject what is neither.
+    """Return the entries of a sequence, or of an array along its first axis; reject anything else.
 
     Raises
     ------
     TypeError
-        ``values`` is no sequence, or one array of no supported library.
+        ``values`` is not a sequence, or is an array of an unsupported library.
     ValueError
-        It is an array without axes.
+        ``values`` is an array without axes.
     """
     if is_single(values):
         _dispatch.namespace(where, **{name: values})
@@ -187,25 +189,25 @@ def entries(where: str, name: str, values: Any, expected: str) -> list[Any]:
 
 
 def contiguous(array: Array) -> Array:
-    """An array of a supported library in C order; the array itself if it is already."""
+    """Return an array of a supported library in C order; the array itself if it already is in C order."""
     return _STORED_BY.get(str(_dispatch.library_of(array)), _as_it_is)(array)
 
 
 def native(array: Array) -> Array:
-    """An array of a supported library in the machine's byte order, otherwise stored as it is."""
+    """Return an array of a supported library in the machine's byte order; nothing else about its storage changes."""
     return array if getattr(array.dtype, "isnative", True) else array.astype(array.dtype.newbyteorder("="))
 
 
 def apart(arrays: Mapping[str, Array], written: Mapping[str, Array]) -> dict[str, Array]:
-    """``arrays``, with copies of those whose memory overlaps that of an array that is going to be written."""
+    """Return ``arrays``, with copies of those that overlap in memory with an array that will be written."""
     everything = [*arrays.values(), *written.values()]
     if not hasattr(everything[0], "flags"):
-        return dict(arrays)  # where they are stored is not known
+        return dict(arrays)  # it is not known where they are stored
     # Nearly always no array is a view, and none is given twice.
     if len({id(a) for a in everything if a.flags.owndata}) == len(everything):
         return dict(arrays)
     bounds = sorted(_bounds(array) for array in written.values())
-    # Where the written arrays end, up to each of them: they may overlap each other.
+    # Running maximum of the ends of the written arrays, which may overlap each other.
     ends = list(itertools.accumulate((end for _, end in bounds), max))
 
     def overlaps(array: Array) -> bool:
@@ -220,7 +222,7 @@ def apart(arrays: Mapping[str, Array], written: Mapping[str, Array]) -> dict[str
 
 
 def write_back(values: Array, into: Array) -> None:
-    """Write ``values``, which `take` made of ``into`` and which then were updated, where they are not there already."""
+    """Write ``values``, an updated array that `take` made from ``into``, to ``into``, unless they share memory."""
     if values is into or not values.size or _bounds(values) == _bounds(into):
         return
     if _dispatch.library_of(into) == "cupy" and _is_unaligned(into):
@@ -238,7 +240,7 @@ def _integers(where: str, name: str, xp: Any, array: Array) -> Array:
             if largest > _LARGEST:
                 raise ValueError(f"{where}: {name} holds {largest}, expected at most 2**63 - 1 = {_LARGEST}")
         else:
-            # It stays out of any range without being read.
+            # The value is not read, and a clipped one is still out of any range.
             bound = xp.asarray(_LARGEST, dtype=xp.uint64, device=_dispatch.device(array))
             array = xp.where(array > bound, bound, array)
     return xp.astype(array, xp.int64)
@@ -256,9 +258,9 @@ def _bools(where: str, name: str, xp: Any, array: Array, or_else: str = "") -> A
 
 
 def is_ready(array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    """Whether an array is NumPy's, of a dtype in the machine's byte order, of this shape, aligned and in C order.
+    """Whether an array is NumPy's, has this dtype and shape, is aligned and is in C order.
 
-    The strides of an axis of length 1 are not looked at.
+    The strides of axes of length 1 are ignored.
     """
     return (
         type(array) is np.ndarray
@@ -294,18 +296,18 @@ def _stored_cupy(array: cupy.ndarray) -> cupy.ndarray:
 
 
 def _is_unaligned(array: cupy.ndarray) -> bool:
-    """Whether a CuPy array's numbers may not be read as such: only their bytes can be."""
+    """Whether a CuPy array is misaligned, so that only its bytes can be read."""
     return bool(array.size and array.data.ptr % array.dtype.itemsize)
 
 
 def _bytes(array: cupy.ndarray) -> cupy.ndarray:
-    """The bytes of a CuPy array, along a further axis."""
+    """The bytes of a CuPy array, along an additional last axis."""
     of_kind, size = type(array), array.dtype.itemsize
     return of_kind((*array.shape, size), np.uint8, memptr=array.data, strides=(*array.strides, 1))
 
 
 def _bounds(array: Array) -> tuple[int, int]:
-    """Where the memory of a NumPy or a CuPy array begins and ends."""
+    """The addresses where the memory of a NumPy or CuPy array begins and ends."""
     if isinstance(array, np.ndarray):
         return np.lib.array_utils.byte_bounds(array)
     start = end = int(array.data.ptr)
@@ -322,11 +324,11 @@ def _as_it_is(array: Array) -> Array:
 
 
 _STORED_BY: dict[str, Callable[[Array], Array]] = {"numpy": _stored_numpy, "cupy": _stored_cupy}
-"""By library, what makes an array aligned, C-contiguous and of the machine's byte order."""
+"""For each library, the function that makes an array aligned, C-contiguous and native in byte order."""
 
 
 def _unmasked(integers: tuple[str, ...], weights: tuple[str, ...], nan_is_missing: bool, name: str, array: Any) -> str:
-    """The advice how to pass a masked array without losing its mask."""
+    """Advice on how to pass a masked array without losing its mask."""
     if nan_is_missing:
         floats = name if array.dtype.kind == "f" else f"{name}.astype('float64')"
         return f"NaN stands for what is missing, so pass {floats}.filled(numpy.nan)"

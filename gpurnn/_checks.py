@@ -1,4 +1,4 @@
-"""Refusals of bad arguments. Every message reads ``where: argument is what it was, expected what was wanted``."""
+"""Reject bad arguments. Every message reads ``where: argument is what it was, expected what was wanted``."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 
 
 caller_library: contextvars.ContextVar[str] = contextvars.ContextVar("caller_library", default="numpy")
-"""The library of the caller's arrays, for advice in its terms, where it is none that computes."""
+"""The library of the caller's arrays, for advice in its terms. gpurnn need not compute with it."""
 
 
 @functools.cache
 def _name(kind: Any, dtype: Any) -> str:
-    # The kind keeps dtypes of two libraries from being compared with each other, which one of them may object to.
+    # ``kind`` keeps the cache from comparing dtypes of two libraries, which may raise an error.
     return str(dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder("=")).rpartition(".")[2]
 
 
 def dtype_name(array: Any) -> str:
-    """``"float32"`` for the dtype of an array of any library, in whatever byte order."""
+    """The name of an array's dtype, such as ``"float32"``, for any library and byte order."""
     kind: Any = type(array.dtype)
     return _name(kind, array.dtype)
 
 
 def described(value: Any) -> str:
-    """A value in words, for a message: ``"an array of shape (3,)"``, ``"a tuple of 2"``, ``"a torch.Tensor"``."""
+    """Describe a value in a message: ``"an array of shape (3,)"``, ``"a tuple of 2"``, ``"a torch.Tensor"``."""
     if value is None:
         return "None"
     kind, library = type(value).__qualname__, type(value).__module__.partition(".")[0]
@@ -65,13 +65,13 @@ def given(where: str, **arrays: Any) -> None:
 
 
 def shape(where: str, name: str, array: Any, expected: tuple[int, ...], symbols: str) -> None:
-    """Reject an array whose shape is not ``expected``, which ``symbols`` writes in letters."""
+    """Reject an array whose shape is not ``expected``; ``symbols`` is the expected shape in letters."""
     if tuple(array.shape) != expected:
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {symbols} = {expected}")
 
 
 def ndim(where: str, name: str, array: Any, expected: int, symbols: str) -> None:
-    """Reject an array that has not ``expected`` axes."""
+    """Reject an array that does not have ``expected`` axes."""
     if array.ndim != expected:
         axes = "axis" if expected == 1 else "axes"
         raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected} {axes} {symbols}")
@@ -83,7 +83,7 @@ def cast_expression(name: str, target: str) -> str:
 
 
 def cast(name: str, dtype: str, target: str) -> str:
-    """The advice how to cast the array ``name`` from one dtype to another, empty where a cast would make no sense."""
+    """Advice on how to cast the array ``name`` from one dtype to another; empty where a cast would make no sense."""
     if dtype.startswith("complex") and not target.startswith("complex"):
         return f"; take {name}.real if the imaginary part does not matter"
     if dtype not in (*INTS, *INEXACT, "bool", "float16", "bfloat16", "float128", "longdouble", "object"):
@@ -92,7 +92,7 @@ def cast(name: str, dtype: str, target: str) -> str:
 
 
 def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> None:
-    """Reject arrays (None is skipped) that are not all of one of ``dtypes``."""
+    """Reject arrays (None is skipped) unless they all have the same dtype, and it is one of ``dtypes``."""
     names = {name: dtype_name(array) for name, array in arrays.items() if array is not None}
     first, agreed = next(((name, dtype) for name, dtype in names.items() if dtype in dtypes), ("", ""))
     for name, dtype in names.items():
@@ -109,19 +109,19 @@ def same_dtype(where: str, dtypes: tuple[str, ...] = FLOATS, **arrays: Any) -> N
 
 
 def floating(where: str, name: str, array: Any, dtypes: tuple[str, ...] = FLOATS) -> None:
-    """Reject an array that is not of one of ``dtypes``."""
+    """Reject an array whose dtype is not one of ``dtypes``."""
     same_dtype(where, dtypes, **{name: array})
 
 
 def integer(where: str, name: str, array: Any) -> None:
-    """Reject an array that is not of an integer dtype."""
+    """Reject an array whose dtype is not an integer dtype."""
     dtype = dtype_name(array)
     if dtype not in INTS:
         raise TypeError(f"{where}: {name} has dtype {dtype}, expected an integer dtype{cast(name, dtype, 'int64')}")
 
 
 def boolean(where: str, name: str, array: Any, or_else: str = "") -> None:
-    """Reject an array that is neither of dtype bool nor of an integer dtype, whose 0 and 1 can stand for bools."""
+    """Reject an array of neither dtype bool nor an integer dtype (0 and 1 can stand for bools)."""
     dtype = dtype_name(array)
     if dtype != "bool" and dtype not in INTS:
         raise TypeError(
@@ -130,7 +130,7 @@ def boolean(where: str, name: str, array: Any, or_else: str = "") -> None:
 
 
 def not_an_array(where: str, name: str, value: Any, cure: str = "") -> TypeError:
-    """The error for a ``value`` that is no array of a supported library; ``cure`` is for a masked array."""
+    """The error for a ``value`` that is not an array of a supported library; ``cure`` is advice for a masked array."""
     kind = type(value)
     library = kind.__module__.partition(".")[0]
     shown = kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
@@ -147,12 +147,12 @@ def not_an_array(where: str, name: str, value: Any, cure: str = "") -> TypeError
 
 
 def unmasked(name: str) -> str:
-    """The advice how to pass the masked array ``name``, where a function can leave nothing out."""
+    """Advice on how to pass the masked array ``name`` to a function that cannot skip entries."""
     return f"choose what replaces the masked entries and pass {name}.filled(0), for example"
 
 
 def _conversion(library: str, name: str, value: Any) -> str:
-    """The expression that makes a supported array of ``value``, empty where there is none."""
+    """The expression that converts ``value`` to a supported array; empty if there is none."""
     if library in _METHODS:
         return f"{name}{_METHODS[library]}"
     numbers = isinstance(value, (list, tuple, range, int, float, complex, np.generic))
@@ -175,13 +175,13 @@ _METHODS: Mapping[str, str] = {
 
 
 def writable(where: str, name: str, array: Any) -> None:
-    """Reject an array that is marked read-only, as NumPy's can be."""
+    """Reject an array that is marked read-only, as NumPy arrays can be."""
     if not getattr(getattr(array, "flags", None), "writeable", True):
         raise ValueError(f"{where}: {name} is read-only, expected an array that can be changed in place")
 
 
 def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
-    """``value`` as an int; reject what is no whole number (bools included) or is below ``least``."""
+    """Return ``value`` as an int; reject bools, anything but a whole number, and numbers below ``least``."""
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -194,7 +194,7 @@ def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
 
 
 def size(where: str, name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int; reject what is below ``least``, or more than any array has along an axis."""
+    """Return ``value`` as an int; reject numbers below ``least``, or above the largest size of an axis."""
     number = integer_at_least(where, name, value, least)
     if number > 2**63 - 1:
         raise ValueError(f"{where}: {name} is {_shown(number)}, expected at most 2**63 - 1")
@@ -202,7 +202,7 @@ def size(where: str, name: str, value: Any, least: int = 1) -> int:
 
 
 def _shown(number: int) -> str:
-    """A number for a message: Python does not write an int of thousands of digits."""
+    """Write a number for a message: Python does not convert an int of thousands of digits."""
     if number.bit_length() < 1000:
         return str(number)
     power = number.bit_length() - 1
@@ -210,7 +210,7 @@ def _shown(number: int) -> str:
 
 
 def flag(where: str, name: str, value: Any) -> bool:
-    """``value`` as a bool; reject what is neither a bool nor NumPy's: any other value is true or false by accident."""
+    """Return ``value`` as a bool; reject anything but bools of Python and NumPy: a truth value may be an accident."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{where}: {name} is {value!r}, expected True or False")
     return bool(value)
@@ -229,7 +229,7 @@ def _real(where: str, name: str, value: Any, expected: str) -> float:
 
 
 def finite(where: str, name: str, value: float) -> float:
-    """``value`` as a float; reject what is infinite or NaN."""
+    """Return ``value`` as a float; reject infinities and NaN."""
     number = _real(where, name, value, "a finite number")
     if not math.isfinite(number):
         raise ValueError(f"{where}: {name} is {value!r}, expected a finite number")
@@ -237,7 +237,7 @@ def finite(where: str, name: str, value: float) -> float:
 
 
 def score(where: str, name: str, value: Any) -> float:
-    """The score that a caller's function returned, as a float, a bool as 0 or 1; reject infinities and NaN."""
+    """Return a score from a caller's function as a float, with bools as 0 or 1; reject infinities and NaN."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -248,7 +248,7 @@ def score(where: str, name: str, value: Any) -> float:
 
 
 def non_negative(where: str, name: str, value: float) -> float:
-    """``value`` as a float; reject what is negative, infinite or NaN."""
+    """Return ``value`` as a float; reject negative numbers, infinity and NaN."""
     number = _real(where, name, value, "a number of at least 0")
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{where}: {name} is {value!r}, expected a number of at least 0")
@@ -256,7 +256,7 @@ def non_negative(where: str, name: str, value: float) -> float:
 
 
 def positive(where: str, name: str, value: float) -> float:
-    """``value`` as a float; reject what is not above 0. Infinity is."""
+    """Return ``value`` as a float; reject numbers that are not above 0. Infinity is allowed."""
     number = _real(where, name, value, "a positive number")
     if not number > 0.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a positive number")
@@ -264,7 +264,7 @@ def positive(where: str, name: str, value: float) -> float:
 
 
 def path(where: str, name: str, value: Any) -> None:
-    """Reject what cannot be the path of a file or a directory."""
+    """Reject a value that cannot be the path of a file or a directory."""
     held = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
     if not isinstance(held, str):
         cure = f"; decode it with os.fsdecode({name})" if isinstance(held, bytes) else ""
@@ -278,13 +278,13 @@ def path(where: str, name: str, value: Any) -> None:
 
 
 def function(where: str, name: str, value: Any) -> None:
-    """Reject what is neither None nor something that can be called."""
+    """Reject a value that is neither None nor callable."""
     if value is not None and not callable(value):
         raise TypeError(f"{where}: {name} is {value!r}, expected a function or None")
 
 
 def fraction(where: str, name: str, value: float) -> float:
-    """``value`` as a float; reject what is not in [0, 1)."""
+    """Return ``value`` as a float; reject numbers outside [0, 1)."""
     number = _real(where, name, value, "a probability in [0, 1)")
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1)")
@@ -292,7 +292,7 @@ def fraction(where: str, name: str, value: float) -> float:
 
 
 def probability(where: str, name: str, value: float) -> float:
-    """``value`` as a float; reject what is not in [0, 1]."""
+    """Return ``value`` as a float; reject numbers outside [0, 1]."""
     number = _real(where, name, value, "a probability in [0, 1]")
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{where}: {name} is {value!r}, expected a probability in [0, 1]")
@@ -300,7 +300,7 @@ def probability(where: str, name: str, value: float) -> float:
 
 
 def choice(where: str, name: str, value: Any, choices: tuple[T, ...]) -> T:
-    """The one of ``choices`` that ``value`` is; reject a value that is none of them."""
+    """Return the member of ``choices`` that equals ``value``; reject any other value."""
     for one in choices:
         if value is one or (isinstance(value, str) and value == one):
             return one
@@ -308,7 +308,7 @@ def choice(where: str, name: str, value: Any, choices: tuple[T, ...]) -> T:
 
 
 def warn(where: str, said: str) -> None:
-    """Warn at the place that called the library. Python shows a warning once for each place."""
+    """Warn at the line that called the library. Python shows a warning once for each line."""
     frame, level = sys._getframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gpurnn":
         frame, level = frame.f_back, level + 1  # type: ignore[assignment]
@@ -316,7 +316,7 @@ def warn(where: str, said: str) -> None:
 
 
 def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Reject options that are none of the ``known`` names."""
+    """Reject options that are not among the ``known`` names."""
     known = sorted(known)
     for name in given:
         if name not in known:
@@ -326,9 +326,9 @@ def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def signature(kind: type, method: str = "__init__") -> inspect.Signature:
-    """The arguments of a method of a class, without self, and with the keywords that it passes on to its bases.
+    """The signature of a class's method, without self, but with the keywords that it passes on to its bases.
 
-    Keywords are in the order of the bases, and have the defaults of the class.
+    The keywords of the bases come first. Each has the default of the class.
     """
     chain: list[list[inspect.Parameter]] = []
     for base in kind.__mro__[:-1]:
@@ -344,14 +344,14 @@ def signature(kind: type, method: str = "__init__") -> inspect.Signature:
 
 
 def keywords(kind: type, method: str) -> set[str]:
-    """The names that a method of a class takes by keyword alone, with those that it passes on to its bases."""
+    """The keyword-only arguments of a class's method, including those that it passes on to its bases."""
     return {p.name for p in signature(kind, method).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 class ListsOptions:
-    """A class whose constructor answers an unknown keyword with all that there are.
+    """A class whose constructor answers an unknown keyword with an error that lists all keywords.
 
-    Python's own error names neither those that there are nor the likeliest.
+    Python's own error lists no keywords, and does not suggest the likeliest.
     """
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
@@ -362,7 +362,7 @@ class ListsOptions:
 
 
 def lists_options(method: F) -> F:
-    """Have a call of a method with an unknown keyword answered with all that there are, those of its bases included."""
+    """Answer an unknown keyword of a method with an error that lists all keywords, including those of its bases."""
     name = method.__name__
 
     @functools.wraps(method)
@@ -387,13 +387,13 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def attributes(instance: Any, check: Callable[..., Any], *names: str, **arguments: Any) -> None:
-    """Pass attributes of a dataclass through one of the checks, and keep what that returns."""
+    """Pass attributes of a dataclass through one of the checks, and store the results."""
     for name in names:
         value = check(type(instance).__name__, name, getattr(instance, name), **arguments)
-        object.__setattr__(instance, name, value)  # also of a frozen one
+        object.__setattr__(instance, name, value)  # works on a frozen dataclass too
 
 
 def no_state(where: str, state: Any) -> None:
-    """Reject a state where no batch continues another."""
+    """Reject a state: here, no batch continues another."""
     if state is not None:
         raise TypeError(f"{where}: state is {described(state)}, expected None: no batch continues another")

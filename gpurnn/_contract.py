@@ -1,6 +1,6 @@
-"""The types by which the parts of gpurnn know each other. Read this file first.
+"""The types of the interfaces between the parts of gpurnn. Read this file first.
 
-- `Array` is the array that all of them pass on.
+- `Array` is the array type that all parts use.
 - `Wing` is the contract between shared code, which is written once for every array library, and a wing, which computes.
 - `StatelessLayer` and `SequenceLayer` are the layers that `Sequential` accepts.
 - `Trainable` is a model that `Trainer` can train.
@@ -26,20 +26,20 @@ else:
     Array = object
 """An array of NumPy or CuPy.
 
-To a type checker and an editor it is NumPy's class. CuPy's has the same methods and no type information, so a checker
-takes a CuPy array for an `Array`. A union of the two would be of no use: it would have an unknown part, to which
-everything fits, so that ``gpurnn.lstm([[1.0]], w, w)`` would pass. What no annotation says is that the outputs of a
-function are of the library of its inputs: a type variable would be lost in `f.vjp`. What an array namespace returns is
-unknown to mypy, so it may not warn of functions that return that (``warn_return_any`` in ``pyproject.toml``).
+Type checkers and editors see NumPy's class. CuPy's class has the same methods and no type information, so a checker
+accepts a CuPy array as an `Array`. A union of the two would not help: its unknown part would accept everything, even
+``gpurnn.lstm([[1.0]], w, w)``. No annotation says that a function's outputs are of the same library as its inputs,
+because a type variable would be lost in `f.vjp`. The results of an array namespace are unknown to mypy, so
+``warn_return_any`` in ``pyproject.toml`` is off.
 
-At run time it is ``object``, so that tools that check annotations then let CuPy arrays pass too.
+At run time `Array` is ``object``, so that tools that check annotations at run time accept CuPy arrays too.
 """
 
 State: TypeAlias = Any
-"""The state of a layer: h, ``(h, c)`` of an LSTM, a tuple of those of its layers of a `Sequential`, None for zero."""
+"""The state of a layer: h, or ``(h, c)`` for an LSTM, or a tuple of states for a `Sequential`. None means zero."""
 
 Weights: TypeAlias = Mapping[str, Array]
-"""Of one direction of a recurrent layer, by the names of the cell's parameters. A bias may be missing: it is zero."""
+"""The weights of one direction of a recurrent layer, by the cell's parameter names. A missing bias is zero."""
 
 Saved: TypeAlias = Any
 """The values that a forward function saves for its backward function. Only their own wing can read them."""
@@ -51,7 +51,7 @@ class Memory:
     Attributes
     ----------
     itemsize : int
-        Bytes of a number of the arrays.
+        The bytes of one array entry.
     peak : int
         The most bytes held so far.
     """
@@ -61,7 +61,7 @@ class Memory:
         self.peak = self._held = 0
 
     def take(self, entries: int) -> int:
-        """Allocate numbers; returns how many."""
+        """Count an allocation of ``entries`` numbers; return ``entries``."""
         self._held += entries * self.itemsize
         self.peak = max(self.peak, self._held)
         return entries
@@ -70,33 +70,33 @@ class Memory:
         self._held -= entries * self.itemsize
 
     def forward(self, I: int, *, training: bool) -> None:
-        """A layer of I inputs: its output stays, and in training what is saved."""
+        """Count a layer's forward pass over I inputs: the output stays, and in training the saved values too."""
         raise NotImplementedError
 
     def backward(self, I: int) -> None:
-        """Back through a layer: the gradients of its input and of its weights stay."""
+        """Count a layer's backward pass: the gradients of the input and of the weights stay."""
         raise NotImplementedError
 
 
 class Wavefront(Protocol):
-    """How the layers of a stack run at once: while one is at a chunk of steps, the one above is at the chunk before."""
+    """A schedule that runs layers of a stack at once: while one is at a chunk, the one above is at the chunk before."""
 
     @property
     def layers(self) -> int:
-        """That run at once, at most; the ones above them begin when they have ended."""
+        """The largest number of layers that run at once; the layers above begin when these have ended."""
 
     @property
     def backward_layers(self) -> int:
-        """The same on the way back."""
+        """The largest number of layers that run at once in the backward pass."""
 
     @property
     def chunk(self) -> int:
-        """Steps of a chunk. The last chunk may have fewer."""
+        """The number of steps in a chunk. The last chunk may have fewer."""
 
     def at_once(self) -> AbstractContextManager[None]:
-        """Within, `recurrence_forward` or `recurrence_backward` is called for some layers, each for a chunk of its own.
+        """Within this context, call `recurrence_forward` or `recurrence_backward` for several layers, a chunk for each.
 
-        What they return may only be read when it has ended, and passed on only then.
+        Do not read or pass on the results before the context has ended.
         """
 
 
@@ -104,13 +104,13 @@ class Wing(Protocol):
     """A module that computes for the arrays of a library: ``reference`` (NumPy) or ``kernels`` (CUDA).
 
     - Arrays are time-major. T are steps, B rows, I inputs, H hidden units, G gates and D directions, 1 or 2.
-    - Every array that a wing is given is C-contiguous, aligned and in the machine's byte order; integers are int64,
-      resets and exists are bools. ``gpurnn/_arrays.py`` sees to it, and shared code checks shapes and dtypes.
+    - Every array that a wing gets is C-contiguous, aligned and in the machine's byte order; integers are int64,
+      resets and exists are bools. ``gpurnn/_arrays.py`` ensures it, and shared code checks shapes and dtypes.
     - A wing never modifies its arguments, except in `optimizer_update`.
     - ``saved`` is None unless ``training``. A backward function may be called any number of times.
-    - A cotangent (``dy``, ``dstate``, ...) that may be None is zero then.
+    - Where a cotangent (``dy``, ``dstate``, ...) may be None, None means zero.
     - A wing for NumPy arrays need not define every function: the reference computes the rest. Functions that share
-      ``saved`` are of one wing, see ``gpurnn/_dispatch.py``.
+      ``saved`` belong to one wing, see ``gpurnn/_dispatch.py``.
     """
 
     # ---- recurrence: one layer over a whole sequence, in one direction or both
@@ -130,17 +130,17 @@ class Wing(Protocol):
         step_masks: Array | None = None,
         training: bool = False,
     ) -> tuple[Array, tuple[Array, ...], Saved]:
-        """Run a layer: y (T, B, D*H), the final state, and what `recurrence_backward` needs.
+        """Run a layer: return y (T, B, D*H), the final state, and the values that `recurrence_backward` needs.
 
         ``x`` is (T, B, I). ``weights`` has a dict for each direction, with the shapes of ``cell.parameters`` and the
         gates in PyTorch's order. ``state`` is ``(h,)``, for an LSTM ``(h, c)``, each (D, B, H).
 
-        ``lengths`` (B,) are the steps of each row that exist: y is zero past them, and what x holds there is not read.
-        ``resets`` (T, B) are True where a new sequence starts. ``exists`` (T, B) are True at the steps that a row has,
-        in any pattern: at the others its state stays, unless a reset is there, and the rest is as past a length. Where
-        there are lengths too, a step exists by both. With ``repeats`` y is, within the lengths, the h that stays
+        ``lengths`` (B,) are the steps of each row that exist: past them y is zero, and x is not read. ``resets`` (T, B)
+        are True where a new sequence starts. ``exists`` (T, B) are True at the steps that a row has, in any pattern. At
+        the other steps the state stays, unless there is a reset; y is zero, and x is not read. If lengths are given
+        too, a step must exist by both. With ``repeats``, y at a missing step within the lengths is the h that stays
         instead of zero. ``mask`` (D, B, H) multiplies h_{t-1} where it enters a product with W_hh. ``step_masks``
-        (M, D, T, B, H) are those that ``cell.step_masks`` names.
+        (M, D, T, B, H) are the masks that ``cell.step_masks`` names.
 
         The product W_ih x belongs to the wing because the order, scale and layout of the gates decide the speed of the
         steps.
@@ -155,32 +155,32 @@ class Wing(Protocol):
     ) -> tuple[Array, tuple[dict[str, Array], ...], tuple[Array, ...]]:
         """The gradients of x, of the weights of each direction by name, and of the initial state.
 
-        ``dweights`` are the gradients of the weights from later steps of the same sequence. Those of these steps are
-        added to them.
+        ``dweights`` are the gradients of the weights from later steps of the same sequence. The gradients from these
+        steps are added to them.
         """
 
     def recurrence_chunk(self, batch: int) -> int:
-        """Steps of a chunk: a sequence that is cut at multiples of it gives the bits of the whole."""
+        """The steps of a chunk: a sequence cut at multiples of it gives the same bits as the whole sequence."""
 
     def check_lengths(self, where: str, lengths: Array | None, T: int) -> None:
         """Reject lengths that are not in 0 ... T, if reading them does not wait for a device."""
 
     def wavefront(self, cell: Cell, T: int, B: int, H: int, D: int, layers: int, like: Array) -> Wavefront | None:
-        """How the layers of a stack run at once on the device of ``like``; None if one runs after another.
+        """How the layers of a stack run at once on the device of ``like``; None if they run one after another.
 
-        Chunks are then those of the wavefront, not of `recurrence_chunk`, and a sequence that is cut at multiples of
-        them gives the bits of the whole, in whatever order its chunks are computed.
+        Chunks are then those of the wavefront, not of `recurrence_chunk`. A sequence cut at multiples of them gives the
+        same bits as the whole, in whatever order its chunks are computed.
         """
 
     def recurrence_memory(self, cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> Memory:
-        """Counts what the two functions allocate for layers of these sizes, of the dtype and device of ``like``."""
+        """A counter of what the two functions allocate for layers of these sizes, with dtype and device of ``like``."""
 
-    # ---- cells: one step, for callers who step by hand, and as the definition that tests check the loop against
+    # ---- cells: one step, for callers who step by hand; tests check the loop against it
 
     def cell_forward(
         self, cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
     ) -> tuple[tuple[Array, ...], Saved]:
-        """The new state, each (B, H), from xw (B, G*H) = W_ih x + b_ih. ``weights`` lacks those of the input."""
+        """The arrays of the new state, (B, H), from xw (B, G*H) = W_ih x + b_ih; ``weights`` has no input weights."""
 
     def cell_backward(
         self, saved: Saved, dstate: tuple[Array, ...]
@@ -203,16 +203,16 @@ class Wing(Protocol):
         scale: float = 1.0,
         training: bool = False,
     ) -> tuple[Array, Array, Saved]:
-        """The context (T, B, E), alpha (T, B, S), and what `attention_backward` needs.
+        """The context (T, B, E), alpha (T, B, S), and the values that `attention_backward` needs.
 
-        ``query`` is (T, B, A), ``keys`` (S, B, A), ``values`` (S, B, E). The score is v . tanh(query_t + keys_s) where
-        there is ``v`` (A,), else scale query_t . keys_s. ``lengths`` (B,) are the positions s that exist.
+        ``query`` is (T, B, A), ``keys`` (S, B, A), ``values`` (S, B, E). The score is v . tanh(query_t + keys_s) if
+        ``v`` (A,) is given, else scale query_t . keys_s. ``lengths`` (B,) are the numbers of positions s that exist.
         """
 
     def attention_backward(
         self, saved: Saved, dcontext: Array | None, dweights: Array | None
     ) -> tuple[Array, Array, Array, Array | None]:
-        """The gradients of query, keys, values and v; ``dweights`` is that of alpha."""
+        """The gradients of query, keys, values and v; ``dweights`` is the gradient of alpha."""
 
     # ---- multi-head attention, between the projections: each head has its columns of query, keys and values
 
@@ -230,17 +230,17 @@ class Wing(Protocol):
         with_weights: bool = True,
         training: bool = False,
     ) -> tuple[Array, Array | None, Saved]:
-        """The context (T, B, E), alpha (B, num_heads, T, S) or None, and what `multi_head_backward` needs.
+        """The context (T, B, E), alpha (B, num_heads, T, S) or None, and the values that `multi_head_backward` needs.
 
         ``query`` is (T, B, E), ``keys`` and ``values`` are (S, B, E); all three may be views. The score is
         scale query_t . keys_s, plus the ``mask`` (B or 1, num_heads or 1, T, S), which may be minus infinity. A step
-        sees no position that is ``excluded`` (B, S). If ``causal``, it sees none that is
-        later than itself, the steps being the last T of the S positions. alpha is made if it is asked for
-        (``with_weights``); a wing need not have all of it at once otherwise.
+        sees no position that is ``excluded`` (B, S). If ``causal``, it sees no position later than itself, and the
+        steps are the last T of the S positions. alpha is returned only ``with_weights``; without, a wing need not hold
+        all of it at once.
         """
 
     def multi_head_backward(self, saved: Saved, dcontext: Array, dweights: Array | None) -> tuple[Array, Array, Array]:
-        """The gradients of query, keys and values; ``dweights`` is that of alpha."""
+        """The gradients of query, keys and values; ``dweights`` is the gradient of alpha."""
 
     # ---- linear scan: h_t = a_t h_{t-1} + b_t, elementwise, real or complex
 
@@ -265,14 +265,14 @@ class Wing(Protocol):
     ) -> tuple[Array, Saved]:
         """h (T, B, H) from a (T, B, H), u (B, H) and h0 (B, H).
 
-        ``resets`` (T, B) are True where the state before a step is zero, and ``exists`` (T, B) False where a row has no
-        such step: its state stays, unless a reset is there.
+        ``resets`` (T, B) are True where the state before a step is zero. ``exists`` (T, B) are False where a row lacks
+        the step: its state stays, unless there is a reset.
         """
 
     def independent_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array, Array]:
         """The gradients of a, u and h0."""
 
-    # ---- minimal cells: h_t = kept h_{t-1} + z n_t, elementwise, all three of the same step's arguments
+    # ---- minimal cells: h_t = kept h_{t-1} + z n_t, elementwise; kept, z and n_t come from the same step's arguments
 
     def minimal_forward(
         self,
@@ -284,7 +284,10 @@ class Wing(Protocol):
         exists: Array | None = None,
         training: bool = False,
     ) -> tuple[Array, Saved]:
-        """h (T, B, H) from the arguments a (T, B, G*H) of gates and candidate, and h0 (B, H); the rest is as above."""
+        """h (T, B, H) from the arguments a (T, B, G*H) of gates and candidate, and h0 (B, H).
+
+        ``resets`` and ``exists`` are those of `independent_forward`.
+        """
 
     def minimal_backward(self, saved: Saved, dh: Array) -> tuple[Array, Array]:
         """The gradients of a and h0."""
@@ -309,7 +312,7 @@ class Wing(Protocol):
         label_smoothing: float = 0.0,
         training: bool = False,
     ) -> tuple[Array, Saved]:
-        """The loss of each of N rows of ``logits`` (N, V). ``weights`` (N,) are the rows', zero to leave one out."""
+        """The loss of each of N rows of ``logits`` (N, V). ``weights`` (N,) weigh the rows; zero leaves a row out."""
 
     def cross_entropy_backward(self, saved: Saved, dlosses: Array) -> Array:
         """The gradient of the logits."""
@@ -327,16 +330,16 @@ class Wing(Protocol):
     ) -> Array:
         """Entries 0 and 1/(1 - rate), of the dtype and device of ``like``, from the words of Philox4x32-10.
 
-        ``mask[k]`` has the entries from ``first + k stride`` on of those that the seed stands for.
+        ``mask[k]`` starts at entry ``first + k stride`` of the seed's stream.
         """
 
     def embedding_gather(self, weight: Array, indices: Array) -> Array:
         """The rows ``weight[indices]``."""
 
     def embedding_scatter(self, indices: Array, dy: Array, num_embeddings: int) -> Array:
-        """The gradient (V, E) of the table: a sum of rows of ``dy`` for each index, in a fixed order."""
+        """The gradient (V, E) of the table: for each index a sum of rows of ``dy``, in a fixed order."""
 
-    # ---- optim: over whole lists of arrays
+    # ---- optimizers: over whole lists of arrays
 
     def global_norm(self, arrays: Sequence[Array]) -> Array:
         """The 2-norm of all elements of all arrays, a () float64 array."""
@@ -356,9 +359,9 @@ class Wing(Protocol):
     ) -> None:
         """Update the parameters in place: g = gradient + weight_decay p, p <- shrink p - step(g).
 
-        The step is that of the ``kind`` of optimizer. ``slots`` are the arrays that the optimizer keeps for the
-        parameters, None for one that its options do without; they are updated too. ``scalars`` follow from its
-        hyperparameters and the number of the step. A class of ``optimizers.py`` declares its slots and scalars.
+        ``kind`` names the optimizer, and so the step. ``slots`` are the arrays that the optimizer keeps for the
+        parameters, None for a slot that its options do not need; they are updated too. ``scalars`` depend on its
+        hyperparameters and the step number. A class of ``optimizers.py`` declares its slots and scalars.
         """
 
 
@@ -367,7 +370,7 @@ WING_FUNCTIONS = tuple(name for name in vars(Wing) if not name.startswith("_"))
 
 
 class StatelessLayer(Protocol):
-    """A layer without a state, as `Sequential` runs it: its attribute ``stateful`` is False."""
+    """A layer without a state, for use in `Sequential`: its attribute ``stateful`` is False."""
 
     @property
     def stateful(self) -> bool: ...
@@ -377,14 +380,14 @@ class StatelessLayer(Protocol):
         """The parameters by name. An optimizer updates these arrays in place."""
 
     def __call__(self, x: Array, /) -> Array:
-        """y; nothing is saved."""
+        """Return y; save nothing."""
 
     def vjp(self, x: Array, /, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
-        """y and its pullback, in training mode if there is an ``rng``."""
+        """Return y and its pullback, in training mode if there is an ``rng``."""
 
 
 class SequenceLayer(Protocol):
-    """A layer with a state that goes from step to step: its attribute ``stateful`` is True."""
+    """A layer with a state that passes from step to step: its attribute ``stateful`` is True."""
 
     @property
     def stateful(self) -> bool: ...
@@ -396,7 +399,7 @@ class SequenceLayer(Protocol):
     def __call__(
         self, x: Array, /, state: State = None, lengths: Array | None = None, resets: Array | None = None
     ) -> tuple[Array, State]:
-        """y and the final state; nothing is saved."""
+        """Return y and the final state; save nothing."""
 
     def vjp(
         self,
@@ -407,7 +410,7 @@ class SequenceLayer(Protocol):
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[tuple[Array, State], Pullback]:
-        """``(y, state)`` and their pullback, in training mode if there is an ``rng``."""
+        """Return ``(y, state)`` and their pullback, in training mode if there is an ``rng``."""
 
 
 class Trainable(Protocol):
@@ -434,12 +437,12 @@ class Trainable(Protocol):
     ) -> tuple[Any, State, dict[str, Array]]:
         """The results of `loss`, in training mode if ``rng`` is given, and the loss's gradients by parameter name.
 
-        If the trainer has ``teacher_forcing``, it is passed on as one more keyword of this name, a float.
-        If the model's two functions take ``metrics``, they are given a dict for what else they measure, by name: means
-        over the same targets, such as the accuracy.
-        Likewise ``checkpoint_every``, ``mask`` for batches with weights (`loss` is given it too), and for windows that
-        overlap ``state_after``: there ``targets`` are of the last steps only, and the state after that many steps is to
-        be returned.
+        If the trainer has ``teacher_forcing``, it passes this float as one more keyword of the same name.
+        If the model's two functions take ``metrics``, they get a dict to fill with further means over the same targets,
+        by name, such as the accuracy.
+        Likewise ``checkpoint_every``; ``mask`` for batches with weights (`loss` gets it too); and for windows that
+        overlap ``state_after``: ``targets`` are then of the last steps only, and the model must return the state after
+        ``state_after`` steps.
         """
 
 
@@ -448,7 +451,7 @@ class Remembers(Protocol):
     """The further methods of a model that remembers more than its parameters between steps, as `Reinforce` does."""
 
     def training_state(self) -> dict[str, Any]:
-        """The memory of it: a dict of arrays, numbers, strings and None, for a checkpoint."""
+        """The model's memory for a checkpoint: a dict of arrays, numbers, strings and None."""
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `training_state` returned."""
+        """Restore the memory that `training_state` returned."""

@@ -1,4 +1,4 @@
-"""How something public goes away: it warns first, and says what replaces it. The policy is in CONTRIBUTING.md."""
+"""Deprecation: a warning comes first, and says what to use instead. The policy is in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def renamed_argument(old: str, new: str, *, ends: str) -> Callable[[F], F]:
     Raises
     ------
     TypeError
-        By the function, if a call gives both.
+        Raised by the function if a call gives both.
     """
 
     def decorate(function: F) -> F:

@@ -1,4 +1,4 @@
-"""Which array library and which wing an array belongs to: the one file that knows both wings.
+"""Find the array library and the wing that an array belongs to. Only this file knows both wings.
 
 Shared code asks `namespace` for the array-API functions of its arguments and `wing` for the fused operations that
 a matrix product cannot do well. Neither imports an array library that the caller has not imported.
@@ -29,7 +29,7 @@ NUMPY_WINGS = {"reference": WINGS["numpy"], "native": "gpurnn.kernels.native", "
 _VARIABLE = "GPURNN_WING"
 
 _uses: contextvars.ContextVar[tuple[use, ...]] = contextvars.ContextVar("uses", default=())
-"""The choices of `use` that are active in this context; the last one counts."""
+"""The `use` objects that are active in this context; the last one counts."""
 
 
 def library_of(array: Any) -> str | None:
@@ -38,7 +38,7 @@ def library_of(array: Any) -> str | None:
     if kind is np.ndarray:
         return "numpy"
     if isinstance(array, np.ndarray):
-        # Other subclasses give their values a further meaning, such as a mask or a unit.
+        # Other subclasses add a meaning to their values, such as a mask or a unit.
         return "numpy" if isinstance(array, np.memmap) else None
     name = kind.__module__.partition(".")[0]
     if name in WINGS and name in sys.modules and hasattr(array, "dtype") and hasattr(array, "shape"):
@@ -55,7 +55,7 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
         The caller's public name, for the message.
     arrays : pairs of a name and an array
     cure : callable, optional
-        From the name and the value of a masked array to the advice what to pass instead.
+        Takes the name and the value of a masked array, and returns advice on what to pass instead.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def common_library(where: str, arrays: Iterable[tuple[str, Any]], cure: Callable
             continue
         library = library_of(array)
         if library is None:
-            from . import _foreign  # which stands on this module
+            from . import _foreign  # imports this module
 
             _foreign.check_one_kind(where, arrays)
             advice = cure(name, array) if cure and isinstance(array, np.ma.MaskedArray) else ""
@@ -97,40 +97,40 @@ class use:
     ----------
     wing : {"reference", "native", "host", "cpu", "cuda"}
         "reference" is NumPy: the definition, which runs everywhere.
-        "native" is the same in C++, compiled for this processor. An installation from a wheel of this platform, or from
-        source where there is a C++ compiler, has it ready. Without that it is compiled when it is first called, which
-        takes a C++ compiler and some seconds for each cell and dtype, and is kept.
-        "host" runs the CUDA kernels' own source, compiled for the CPU: what CuPy arrays run on a GPU, to be followed
-        and debugged on any machine with a C++ compiler. It is slow.
-        "cpu" is the default of NumPy arrays. "cuda" lets only CuPy arrays through, on which the CUDA kernels always
-        compute: a NumPy array is rejected, with the call that moves it to the GPU.
+        "native" is the same in C++, compiled for this processor. It comes compiled with a wheel for this platform, or
+        with an installation from source on a machine with a C++ compiler. Otherwise it is compiled on the first call,
+        which needs a C++ compiler and some seconds for each cell and dtype; the result is kept.
+        "host" runs the CUDA kernels' own source, compiled for the CPU. Use it to follow and debug the code that CuPy
+        arrays run on a GPU, on any machine with a C++ compiler. It is slow.
+        "cpu" is the default for NumPy arrays. "cuda" accepts only CuPy arrays, for which the CUDA kernels always
+        compute: a NumPy array is rejected, and the error names the call that moves it to the GPU.
 
     Raises
     ------
     ValueError
         ``wing`` is none of these.
     RuntimeError
-        It is "cuda", and there is no CuPy or no CUDA device; the message says why.
+        ``wing`` is "cuda", and there is no CuPy or no CUDA device; the message says why.
 
     Notes
     -----
-    The default is the environment variable ``GPURNN_WING``, one of these names. Without it, it is "native" where the
-    installation has that ready, and "reference" elsewhere; ``gpurnn info`` says which and why. The two differ by
-    roundings, and in recurrences, scans and dense layers "native" takes numbers below the smallest normal one, 1.2e-38
-    in float32, for zero. Where the same bits are wanted on several machines, choose "reference".
+    The environment variable ``GPURNN_WING`` sets the default to one of these names. Without it, the default is "native"
+    where the installation comes with it compiled, and "reference" elsewhere; ``gpurnn info`` says which and why. The
+    two differ by rounding, and in recurrences, scans and dense layers "native" treats numbers below the smallest normal
+    one, 1.2e-38 in float32, as zero. If you need the same bits on several machines, choose "reference".
 
-    The choice belongs to the current context (`contextvars`), so one thread never changes what computes for another:
+    The choice belongs to the current context (`contextvars`), so one thread never changes the choice of another:
 
     - A new thread starts with the default, whatever the thread that starts it uses; so do the threads of a
       `concurrent.futures.ThreadPoolExecutor`. Call ``use`` in the thread, or run the function in a copy of the context,
-      as below. (Python 3.14 has ``-X thread_inherit_context=1``, the default of free-threaded builds, with which a
-      thread starts with the context of the one that starts it.)
-    - An `asyncio` task and `asyncio.to_thread` start with what their creator used at that time, and change nothing for
-      it.
-    - A process that is forked starts with what its parent used, a spawned one with the default.
+      as below. (With ``-X thread_inherit_context=1`` of Python 3.14, the default of free-threaded builds, a thread
+      starts with the context of the thread that starts it.)
+    - An `asyncio` task and `asyncio.to_thread` start with the choice of their creator at that time, and do not change
+      it for the creator.
+    - A forked process starts with the choice of its parent, a spawned one with the default.
 
-    A pullback stays on the wing of its forward pass. ``with`` statements may be nested, and an object of ``use`` may be
-    entered more than once; what is left of them counts, in whatever order they end.
+    A pullback stays on the wing of its forward pass. ``with`` statements may be nested, and a ``use`` object may be
+    entered more than once. They may end in any order; the last one that has not ended counts.
 
     Examples
     --------
@@ -138,7 +138,7 @@ class use:
     >>> with gpurnn.use("reference"):
     ...     pass
 
-    Threads that compute as the one that starts them:
+    Threads that use the choice of the thread that starts them:
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from contextvars import copy_context
@@ -157,7 +157,7 @@ class use:
         self._entered = False
         before = _uses.get()
         if len(before) > 1 and not (before[-1]._entered or before[-2]._entered):
-            before = (*before[:-2], before[-1])  # the first of two calls without ``with`` is over
+            before = (*before[:-2], before[-1])  # of two calls without ``with``, the second replaces the first
         _uses.set((*before, self))
 
     def __enter__(self) -> None:
@@ -169,25 +169,25 @@ class use:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         uses = list(_uses.get())
-        if self in uses:  # not in a context that is another than that of __enter__
+        if self in uses:  # false if this context is not that of __enter__
             del uses[len(uses) - 1 - uses[::-1].index(self)]
             _uses.set(tuple(uses))
 
 
 def numpy_wing() -> str:
-    """The name of what computes for NumPy arrays, as `use` takes it."""
+    """The name of the wing that computes for NumPy arrays, one of those that `use` takes."""
     uses = _uses.get()
     return uses[-1].wing if uses else _default()[0]
 
 
 def why_default() -> str:
-    """In words, why what computes for NumPy arrays by default is what it is."""
+    """Explain why NumPy arrays have the default wing that they have."""
     return _default()[1]
 
 
 @functools.cache
 def _default() -> tuple[str, str]:
-    """The wing for NumPy arrays where nobody has chosen one, and why. It stays the same in a process."""
+    """The default wing for NumPy arrays, and the reason for it. It stays the same throughout a process."""
     named = os.environ.get(_VARIABLE)
     if named:
         if named not in NUMPY_WINGS:
@@ -244,7 +244,7 @@ def wing(where: str, **arrays: Any) -> Wing:
 
 
 def computing(array: Any) -> str:
-    """What computes for an array, as a run's directory names it: "reference", "native (avx512)", "host" or "cuda"."""
+    """What computes for an array, for the record of a run: "reference", "native (avx512)", "host" or "cuda"."""
     library = library_of(array)
     if library != "numpy":
         return "cuda" if library == "cupy" else str(library)
@@ -256,19 +256,19 @@ def computing(array: Any) -> str:
 
 
 def wing_of_numpy() -> Wing | None:
-    """The module of fused operations that computes for NumPy arrays; None where they are not to be computed with."""
+    """The module of fused operations that computes for NumPy arrays; None after ``use("cuda")``, which rejects them."""
     name = numpy_wing()
     return None if name == "cuda" else _functions(NUMPY_WINGS[name])
 
 
 @functools.cache
 def _functions(module_name: str) -> Wing:
-    """The functions of a wing, and the reference's in place of those that it does not define.
+    """The functions of a wing; the reference's functions replace those that it does not define.
 
     Raises
     ------
     TypeError
-        The wing defines a forward function without the functions that read what it saves, or one of those alone.
+        The wing defines only some of the functions that share saved values, such as a forward function alone.
     """
     module: Any = importlib.import_module(module_name)
     missing = [name for name in WING_FUNCTIONS if not hasattr(module, name)]
@@ -288,19 +288,19 @@ def _functions(module_name: str) -> Wing:
 
 
 def device(array: Any) -> Any:
-    """The device that ``array`` is on, as its library's functions take it."""
+    """The device that ``array`` is on, in the form that its library's functions take."""
     from array_api_compat import device as device_of
 
     return device_of(array)
 
 
 def zeros(xp: Any, shape: tuple[int, ...], like: Any) -> Any:
-    """Zeros of ``shape``, of the dtype of ``like`` and on its device."""
+    """Return zeros of ``shape``, with the dtype and the device of ``like``."""
     return xp.zeros(shape, dtype=like.dtype, device=device(like))
 
 
 def why_no_cuda() -> Iterator[str]:
-    """The reasons why CuPy arrays cannot be computed with; none if they can."""
+    """The reasons why gpurnn cannot compute with CuPy arrays; none if it can."""
     try:
         import cupy
     except ImportError as error:
@@ -317,7 +317,7 @@ def why_no_cuda() -> Iterator[str]:
 
 
 def arrays_on(device: Any) -> Any:
-    """The module of arrays of a device that ``to`` is given by name; a module is returned unchanged.
+    """The array module for a device name that was passed to ``to``; a module is returned unchanged.
 
     Raises
     ------

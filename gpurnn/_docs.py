@@ -1,4 +1,4 @@
-"""Docstrings of a family of classes: what a base class says of its parameters stands once."""
+"""Docstrings of a family of classes: parameters of a base class are described once, in the base class."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _INHERITED = ("Parameters", "Raises")
 def inherits_parameters(cls: T) -> T:
     """Complete the docstring of a dataclass from that of its base class.
 
-    The section Parameters gets the base's text for every field that the class does not describe itself, in the order of
-    the constructor's signature. The section Raises is the base's if the class has none.
+    The Parameters section takes the base's text for every field that the class does not describe itself, in the order
+    of the constructor's signature. A class without a Raises section gets the base's.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Reading and writing files: whole or not at all, and known to be what was written.
+"""Read and write files: writes are atomic, and checksums detect damage.
 
 Layers, models and checkpoints are safetensors files. Their metadata have one entry, ``gpurnn``: JSON that says what the
-file holds, with a SHA-256 checksum over that and over every array. One entry, because safetensors writes several in no
-fixed order, and equal models are to make equal files.
+file holds, with a SHA-256 checksum over that and over every array. There is only one entry because safetensors writes
+several in no fixed order, and equal models must give equal files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from . import _checks
 
 KEY = "gpurnn"
-"""The entry of a file's metadata that is ours."""
+"""The name of our entry in a file's metadata."""
 
 VERSION = 1
 
@@ -37,7 +37,7 @@ _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
-"""The dtypes of both safetensors and NumPy, by the former's names."""
+"""The dtypes that safetensors and NumPy share, by their safetensors names."""
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
@@ -45,7 +45,7 @@ _PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{16}\.partial", re.DOTALL)
 
 
 class FileFormatError(ValueError):
-    """A file that cannot be what it is read as: it is damaged, of another kind or program, or no regular file.
+    """A file cannot be read: it is damaged, of another kind, of another program, or not a regular file.
 
     The message begins with the path of the file. A file that does not exist or must not be read is an `OSError`.
 
@@ -66,7 +66,7 @@ class FileFormatError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """The text of an error, shortened: it may list everything that a file holds."""
+    """The text of an error, shortened, because it may list everything in a file."""
     said = str(error.args[0]) if error.args else type(error).__name__
     return said if len(said) < 600 else f"{said[:500]} ... {said[-50:]}"
 
@@ -75,11 +75,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
 
     The bytes go to a temporary file in the same directory, which is flushed to the disk and renamed over ``path``; then
-    the directory is flushed, so that the new name outlives a power cut. Whatever fails before the rename leaves the old
-    file, and no temporary file. Any number of threads and processes may write to one path: the last rename wins.
+    the directory is flushed, so that the new name outlives a power cut. A failure before the rename leaves the old file
+    and no temporary file. Any number of threads and processes may write to one path: the last rename wins.
 
-    A symbolic link stays: the file that it points to is replaced. A file that is overwritten keeps its mode, and as far
-    as the system allows its owner and group; a new one gets the mode that the umask allows.
+    A symbolic link stays: the file that it points to is replaced. A file that is overwritten keeps its mode, and, as
+    far as the system allows, its owner and group. A new file gets the mode that the umask allows.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` as `write_atomically` says."""
+    """Open a file to write to; it replaces ``path`` in the way of `write_atomically`."""
     with blamed_on(path), _temporary(path) as file:
         yield file
 
@@ -102,11 +102,11 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def _temporary(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     old = _replaceable(path, target)
-    # A part of the name tells a reader of the directory whose it is; the whole name might exceed the system's limit.
+    # A part of the name shows whose file it is; the whole name might exceed the system's limit.
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.partial")
 
     def opener(name: str, flags: int) -> int:
-        # For its owner only, so that at no moment more people can read the new contents than the old.
+        # Readable by its owner only, so that nobody can read the new contents who could not read the old.
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666 if old is None else old.st_mode & 0o700)
 
     try:
@@ -118,7 +118,7 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except FileExistsError:
-        raise  # what has the temporary name is another's
+        raise  # the file of the temporary name belongs to another writer
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -128,7 +128,7 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def blamed_on(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Have an `OSError` name the file that the caller knows: a full disk names none, and others a temporary one."""
+    """Make an `OSError` name the caller's file: a full disk names no file, other errors name the temporary one."""
     try:
         yield
     except OSError as error:
@@ -139,7 +139,7 @@ def blamed_on(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _replaceable(path: str | os.PathLike[str], target: Path) -> os.stat_result | None:
-    """The state of the file to overwrite, None if there is none; raise OSError if it must not be overwritten."""
+    """The status of the file to overwrite, None if there is none; raise OSError if it must not be overwritten."""
     try:
         existing = os.lstat(target)
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def _adopt(descriptor: int, old: os.stat_result) -> None:
             try:
                 os.fchown(descriptor, -1, old.st_gid)
             except PermissionError:
-                mode &= ~0o070  # what the old group could do, another must not
+                mode &= ~0o070  # another group must not get the old group's permissions
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         os.fchmod(descriptor, mode)
 
@@ -177,7 +177,7 @@ def _adopt(descriptor: int, old: os.stat_result) -> None:
 def partial_files(directory: str | os.PathLike[str], name: re.Pattern[str]) -> list[Path]:
     """The temporary files that killed writers of files called ``name`` left in ``directory``.
 
-    Those of live writers are among them: delete them only where nobody else can be writing.
+    They include files of live writers: delete them only if nobody else can be writing.
     """
     paths = []
     for path in Path(directory).iterdir():
@@ -188,12 +188,12 @@ def partial_files(directory: str | os.PathLike[str], name: re.Pattern[str]) -> l
 
 
 def flush_directory(directory: str | os.PathLike[str]) -> None:
-    """Have the names in ``directory`` on the disk."""
+    """Flush the names in ``directory`` to the disk."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a directory, and needs no such flush
         try:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         except PermissionError:
-            return  # the directory can be written to, but not be opened: its names reach the disk when the system will
+            return  # the directory is writable but cannot be opened: the system flushes its names when it chooses
         try:
             os.fsync(descriptor)
         finally:
@@ -201,7 +201,7 @@ def flush_directory(directory: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file, opened to be read.
+    """Open a file for reading.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     _require_regular(path, os.stat(os.fspath(path)))
 
     def opener(name: str, flags: int) -> int:
-        # Should a pipe have taken the file's place since, opening it must not wait for a writer.
+        # If a pipe has replaced the file meanwhile, opening it must not wait for a writer.
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     file = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller closes it
@@ -238,7 +238,7 @@ def _require_regular(path: str | os.PathLike[str], found: os.stat_result) -> Non
 def write_tensors(
     path: str | os.PathLike[str], where: str, kind: str, content: Any, tensors: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Write arrays and what JSON can hold to a safetensors file, atomically.
+    """Write arrays and JSON-compatible content to a safetensors file, atomically.
 
     Parameters
     ----------
@@ -246,16 +246,16 @@ def write_tensors(
     where : str
         The caller's public name, for the messages.
     kind : str
-        What the file holds: ``"layer"``, ``"model"`` or ``"checkpoint"``.
+        The kind of the file: ``"layer"``, ``"model"`` or ``"checkpoint"``.
     content
         None, booleans, numbers (NumPy's too), strings, lists and dicts of these.
     tensors : dict of str to NumPy array
-        Of any memory order, byte order and alignment.
+        The arrays, of any memory order, byte order and alignment.
 
     Raises
     ------
     TypeError, ValueError
-        ``path`` is none; ``content`` or a dtype cannot be written; the message names the place.
+        ``path`` is not a path, or ``content`` or a dtype cannot be written; the message names the place.
     OSError
         The file cannot be written.
     """
@@ -275,12 +275,12 @@ def write_long_tensor(
     path: str | os.PathLike[str], where: str, kind: str, content: Any, name: str, dtype: Any, size: int,
     pieces: Iterable[np.ndarray[Any, Any]],
 ) -> None:  # fmt: skip
-    """Write what `write_tensors` would for one array (size,), which comes in pieces, in the memory of one of them.
+    """Write the file that `write_tensors` would write for one array (size,), piece by piece, in the memory of a piece.
 
     Raises
     ------
     TypeError, ValueError, OSError
-        As `write_tensors`; or the pieces have not ``size`` entries in all.
+        As `write_tensors`; or the pieces do not have ``size`` entries in all.
     """
     _checks.path(where, "path", path)
     dtype = np.dtype(dtype)
@@ -310,9 +310,9 @@ def write_long_tensor(
 
 
 def mapped_tensor(path: str | os.PathLike[str], kind: str, name: str) -> tuple[Any, np.ndarray[Any, Any], str]:
-    """The content of what `write_long_tensor` wrote, its array, mapped into memory, and the checksum that it states.
+    """The content of a file of `write_long_tensor`, its array mapped into memory, and the checksum in the file.
 
-    Nothing of the array is read, so nothing of it is known to be undamaged.
+    The array is not read, so it may be damaged.
 
     Raises
     ------
@@ -338,12 +338,12 @@ def mapped_tensor(path: str | os.PathLike[str], kind: str, name: str) -> tuple[A
 def read_tensors(path: str | os.PathLike[str], *kinds: str) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
     """The content and the arrays that `write_tensors` wrote to ``path`` as one of ``kinds``.
 
-    With no ``kinds``, the arrays of any safetensors file, and the content if it is one of ours.
+    Without ``kinds``, return the arrays of any safetensors file, and the content if gpurnn wrote it.
 
     Raises
     ------
     FileFormatError
-        The file is damaged, is no safetensors file, or holds something else; the message names it.
+        The file is damaged, is not a safetensors file, or holds something else; the message names it.
     OSError
         The file does not exist or cannot be read.
     """
@@ -354,7 +354,7 @@ def read_tensors(path: str | os.PathLike[str], *kinds: str) -> tuple[Any, dict[s
 
 
 def read_content(path: str | os.PathLike[str], *kinds: str) -> Any:
-    """The content that `read_tensors` would return, read from the header alone: nothing is known to be undamaged."""
+    """The content that `read_tensors` would return, read from the header alone: the file may be damaged."""
     with open_regular(path) as file, _named(path):
         metadata = _metadata(file.read(_header_size(file)))
         return _entry(_ours(metadata, kinds) or "", kinds)[0]
@@ -372,7 +372,7 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _header_size(file: BinaryIO) -> int:
-    """The size of a file's header, which comes next; eight bytes tell of most foreign files, however large they are."""
+    """Read the size of the header that follows. These eight bytes expose most foreign files, however large they are."""
     size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
     if size < 8 or not 2 <= header <= min(size - 8, _LONGEST_HEADER):
         raise _Rejected("damaged, or not a safetensors file (it has no header)")
@@ -380,7 +380,7 @@ def _header_size(file: BinaryIO) -> int:
 
 
 class _Rejected(Exception):
-    """Why a file cannot be read, without its name."""
+    """The reason why a file cannot be read, without the file's name."""
 
 
 def _parsed(data: bytes, header: int, kinds: tuple[str, ...]) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
@@ -393,7 +393,7 @@ def _parsed(data: bytes, header: int, kinds: tuple[str, ...]) -> tuple[Any, dict
     text = _ours(_metadata(data[8 : 8 + header]), kinds)
     tensors = {}
     entries.reverse()
-    while entries:  # each is freed once it is copied
+    while entries:  # each entry is freed once it is copied
         name, entry = entries.pop()
         if entry["dtype"] not in _DTYPES:
             raise _Rejected(
@@ -416,7 +416,7 @@ def _parsed(data: bytes, header: int, kinds: tuple[str, ...]) -> tuple[Any, dict
 def _metadata(header: bytes) -> dict[str, str]:
     """The metadata of a header.
 
-    Nothing else of the header is parsed: it may hold anything, of any depth, in places that safetensors ignores.
+    The rest of the header is not parsed, because safetensors ignores parts of it that may hold anything, at any depth.
     """
     text = header.decode(errors="replace")
     match = re.search(r'"__metadata__"\s*:\s*', text)
@@ -433,8 +433,8 @@ def _metadata(header: bytes) -> dict[str, str]:
 
 
 def _ours(metadata: dict[str, str], kinds: tuple[str, ...]) -> str | None:
-    """Our entry of the metadata, None if the file is of another program."""
-    # Any trace of us, in a key or a value, makes the checksum count: damage to the key must not switch it off.
+    """Our entry of the metadata; None if another program wrote the file."""
+    # Any trace of us, in a key or a value, makes the checksum count: a damaged key must not switch it off.
     if any(KEY in text for pair in metadata.items() for text in pair):
         if KEY not in metadata:
             raise _Rejected("damaged, or written by another version of gpurnn")
@@ -445,7 +445,7 @@ def _ours(metadata: dict[str, str], kinds: tuple[str, ...]) -> str | None:
 
 
 def _entry(text: str, kinds: tuple[str, ...]) -> tuple[Any, str, str]:
-    """The content in our entry of the metadata, the checksum in it, and what that is of besides the arrays."""
+    """The content in our entry of the metadata, the checksum in it, and the text that it covers besides the arrays."""
     end = len(_BEFORE_DIGEST) + _DIGITS
     digest, rest = text[len(_BEFORE_DIGEST) : end], text[end:]
     if not text.startswith(_BEFORE_DIGEST) or not rest.startswith('", '):
@@ -472,24 +472,24 @@ def _digest(text: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 
 def _digest_of_header(text: str, described: list[list[Any]]) -> Any:
-    """A checksum to which the arrays are to be added, in the order in which they are described."""
+    """A checksum of the header; add the arrays to it in the order in which they are described."""
     return hashlib.sha256(json.dumps([text, described]).encode())
 
 
 def little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """``array``, or a copy of it, as files hold it: C-contiguous and little-endian."""
+    """Return ``array``, or a copy of it, in the form of a file: C-contiguous and little-endian."""
     # safetensors writes memory from the first element on and never looks at strides.
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
 def plain(where: str, name: str, value: Any) -> Any:
-    """``value`` as JSON can hold it: NumPy's booleans and numbers as Python's, exactly.
+    """Return a JSON-compatible copy of ``value``: NumPy's booleans and numbers become Python's, exactly.
 
     Raises
     ------
     TypeError, ValueError
-        It, or something in it, is none of None, booleans, numbers, strings, lists, tuples and dicts by strings; or
-        would be read back as something else.
+        ``value``, or something in it, is not None, a boolean, a number, a string, a list, a tuple or a dict with string
+        keys; or it would be read back as something else.
     """
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -499,7 +499,7 @@ def plain(where: str, name: str, value: Any) -> Any:
         return value
     if isinstance(value, (np.bool_, np.integer, np.floating)):
         number = value.item()
-        # A long double has no equal among Python's numbers.
+        # Python has no number type equal to a long double.
         if isinstance(number, (bool, int, float)):
             return number
     if isinstance(value, Mapping):

@@ -1,7 +1,8 @@
-"""Arrays of other libraries: views of them go in, and results come out as the kind that went in.
+"""Arrays of other libraries: gpurnn computes with views of them, and returns results of the same kind.
 
-PyTorch's tensors, JAX's arrays, and every array that exchanges its memory by DLPack or ``__cuda_array_interface__`` and
-whose library takes one back. The views are NumPy's or CuPy's, so all that computes knows only those two.
+These are PyTorch's tensors, JAX's arrays, and every array that shares its memory by DLPack or
+``__cuda_array_interface__`` and whose library takes one back. The views are NumPy or CuPy arrays, so the code that
+computes knows only those two.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from . import _checks, _dispatch
 F = TypeVar("F", bound=Callable[..., Any])
 
 METHODS = ("__call__", "vjp", "step")
-"""The methods of a layer that take arrays, and return results like them."""
+"""The methods of a layer that take arrays and return results of the same kind."""
 
 _CPU_DEVICES = (1, 3, 11)
-"""DLPack's numbers of memory that a CPU reads: its own, and what CUDA and ROCm pin."""
+"""DLPack's numbers for memory that a CPU reads: its own, and memory that CUDA or ROCm has pinned."""
 
 
 class Kind(NamedTuple):
-    """A library and a device: arrays of one call are of one kind, and so are its results."""
+    """A library and a device: all arrays and results of one call are of one kind."""
 
     library: str
     device: str
-    """As the library writes it."""
+    """The device's name, as the library writes it."""
     on_host: bool
     back: Callable[[Any], Any]
-    """From an array of NumPy or CuPy to one of this kind over the same memory."""
+    """Converts a NumPy or CuPy array to an array of this kind over the same memory."""
     module: str
     """The module whose ``from_dlpack`` makes an array of this kind, as a user writes it."""
 
@@ -43,7 +44,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(array: Any) -> Kind | None:
-    """The kind of an array of another library; None for those of NumPy and CuPy, and for what is no array."""
+    """The kind of an array of another library; None for NumPy and CuPy arrays, and for anything else."""
     kind = type(array)
     if isinstance(array, np.ndarray) or _dispatch.library_of(array) is not None:
         return None
@@ -66,7 +67,7 @@ def kind_of(array: Any) -> Kind | None:
 
 
 def _class(module: str, name: str) -> Any:
-    """A class of a library, if the caller has imported that; otherwise none."""
+    """A class of a library if the caller has imported the library; otherwise an empty tuple."""
     return getattr(sys.modules.get(module), name, ())
 
 
@@ -80,7 +81,7 @@ def _of_jax(array: Any) -> Kind:
 
 
 def view_of(where: str, name: str, array: Any, kind: Kind, *, written: bool = False) -> Any:
-    """A NumPy or CuPy view of the memory of an array of ``kind``; ``written`` where it is to be changed in place.
+    """A NumPy or CuPy view of the memory of an array of ``kind``; ``written`` if it will be changed in place.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def view_of(where: str, name: str, array: Any, kind: Kind, *, written: bool = Fa
 
 
 def _not_recorded(where: str, name: str, array: Any, kind: Kind) -> None:
-    """Reject an array of which PyTorch or JAX records what is done with it: the record would lack this call."""
+    """Reject an array whose operations PyTorch or JAX records, because the record would lack this call."""
     if kind.library == "torch":
         import torch
 
@@ -149,7 +150,7 @@ def _view_of_jax(where: str, name: str, array: Any, kind: Kind, written: bool) -
 
 
 def _cupy(where: str, name: str, kind: Kind) -> Any:
-    """CuPy; reject an array on a GPU where there is none."""
+    """Return CuPy; reject an array on a GPU if CUDA cannot compute here."""
     reasons = list(_dispatch.why_no_cuda())
     if reasons:
         raise RuntimeError(f"{where}: {name} is a {kind}, and CUDA cannot compute here: {'; '.join(reasons)}")
@@ -159,12 +160,12 @@ def _cupy(where: str, name: str, kind: Kind) -> Any:
 
 
 def to_torch(array: Any) -> Any:
-    """A tensor over the memory of an array of NumPy or CuPy, or over a copy where no tensor can be stored like it."""
+    """A tensor over the memory of a NumPy or CuPy array, or over a copy if no tensor can be stored like the array."""
     import torch
 
     if not isinstance(array, np.ndarray):
         return torch.from_dlpack(array)
-    # Tensors have no negative strides, nor memory that may not be written.
+    # Tensors have neither negative strides nor read-only memory.
     plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     return torch.from_numpy(array if plain else array.copy())
 
@@ -183,7 +184,7 @@ def _to_namespace(space: Any, device: Any, array: Any) -> Any:
 
 
 def mixed(where: str, name: str, array: Any, other: str, with_array: Any) -> TypeError:
-    """The error for two arrays of different kinds, at least one of them of another library."""
+    """The error for two arrays of different kinds, at least one of them from another library."""
     one, two = _described(array), _described(with_array)
     if one[0] == two[0]:
         cure = f"{name}.to('{two[1]}') or {other}.to('{one[1]}')"
@@ -199,7 +200,7 @@ def mixed(where: str, name: str, array: Any, other: str, with_array: Any) -> Typ
 
 
 def check_one_kind(where: str, arrays: Iterable[tuple[str, Any]]) -> None:
-    """Reject arrays, by the expressions for them, of which one is of another library and one is of another kind."""
+    """Reject arrays, named by their expressions, unless they are all of one kind."""
     found = [(name, array, kind_of(array)) for name, array in arrays if _is_array(array)]
     for name, array, kind in found[1:]:
         if not _alike(kind, found[0][2]):
@@ -215,7 +216,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _described(array: Any) -> tuple[str, str, bool, str]:
-    """The library of an array, its device, whether that is the CPU, and the module with its ``from_dlpack``."""
+    """The library of an array, its device, whether that is the CPU, and the module that has ``from_dlpack``."""
     kind = kind_of(array)
     if kind is not None:
         return kind.library, kind.device, kind.on_host, kind.module
@@ -224,7 +225,7 @@ def _described(array: Any) -> tuple[str, str, bool, str]:
 
 
 def _converted(name: str, source: tuple[str, str, bool, str], target: tuple[str, str, bool, str]) -> str:
-    """The expression that makes an array of the target's library and device."""
+    """The expression that converts ``name`` to the target's library and device."""
     if source[2] == target[2]:
         return f"{target[3]}.from_dlpack({name})"
     if source[0] == "torch":
@@ -240,7 +241,7 @@ def _converted(name: str, source: tuple[str, str, bool, str], target: tuple[str,
 
 
 def _leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    """What is in tuples, lists and dicts, by the expression that a caller writes for it."""
+    """The entries of nested tuples, lists and dicts, each with the expression that a caller writes for it."""
     if isinstance(tree, (tuple, list)):
         for index, entry in enumerate(tree):
             yield from _leaves(f"{name}[{index}]", entry)
@@ -262,7 +263,7 @@ def _mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 @contextlib.contextmanager
 def advice_for(library: str) -> Iterator[None]:
-    """Within, messages say what to do in the terms of this library."""
+    """Within this context, messages give advice in the terms of this library."""
     token = _checks.caller_library.set(library)
     try:
         yield
@@ -271,16 +272,16 @@ def advice_for(library: str) -> Iterator[None]:
 
 
 class Passage:
-    """The arrays of one call, on their way in and out.
+    """The conversion of the arrays of one call, in both directions.
 
     Parameters
     ----------
     where : str
         The caller's public name, for messages.
     arguments : dict
-        By name, the arguments that may hold arrays.
+        The arguments that may hold arrays, by name.
     in_place : tuple of str
-        The arguments whose arrays are changed.
+        The names of the arguments whose arrays are changed.
     """
 
     def __init__(self, where: str, arguments: Mapping[str, Any], in_place: tuple[str, ...] = ()) -> None:
@@ -305,15 +306,15 @@ class Passage:
 
     @property
     def one(self) -> Any:
-        """One of the arrays of the kind that went in."""
+        """One of the arrays that were converted."""
         return next(iter(self._given.values()))
 
     def into(self, tree: Any) -> Any:
-        """The views of arrays."""
+        """Replace arrays by their views."""
         return _mapped(tree, lambda leaf: self._views.get(id(leaf), leaf))
 
     def out(self, tree: Any) -> Any:
-        """Arrays as the kind that went in; a view that comes out again is the array that it is of."""
+        """Convert results to the kind of the arguments; a view of an argument becomes that argument again."""
 
         def back(leaf: Any) -> Any:
             if id(leaf) in self._given:
@@ -323,12 +324,12 @@ class Passage:
         return _mapped(tree, back)
 
     def through(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The result of a function of views, whose messages give advice in the terms of the caller's library."""
+        """Call a function with views; its messages give advice in the terms of the caller's library."""
         with advice_for(self.kind.library if self.kind else "numpy"):
             return function(*args, **kwargs)
 
     def changed(self) -> None:
-        """Let PyTorch know which tensors were changed in place."""
+        """Tell PyTorch which tensors were changed in place."""
         if self._changed and self.kind is not None and self.kind.library == "torch":
             import torch
 
@@ -344,22 +345,22 @@ def through(
     of_layer: bool = False,
     in_place: tuple[str, ...] = (),
 ) -> Any:
-    """The result of ``run``, which computes with arrays of NumPy and CuPy, for arguments of any library, as their kind.
+    """Call ``run``, which computes with NumPy and CuPy arrays, for arrays of any library; return results of their kind.
 
     Parameters
     ----------
     where : str
         The caller's public name, for messages.
     arguments : dict
-        By name.
+        The arguments by name.
     run : callable
-        It takes ``arguments`` with views in the places of arrays.
+        Takes ``arguments`` with views in place of the arrays.
     vjp : bool
-        Whether it returns also a pullback.
+        Whether ``run`` also returns a pullback.
     of_layer : bool
-        Whether the second result of the pullback, the gradients of the parameters, are as those of a layer are.
+        Whether the pullback's gradients of the parameters stay NumPy or CuPy arrays, as a layer's do.
     in_place : tuple of str
-        The arguments whose arrays it changes.
+        The names of the arguments whose arrays ``run`` changes.
     """
     passage = Passage(where, arguments, in_place)
     if passage.kind is None:
@@ -393,15 +394,15 @@ def call(
     method: bool = False,
     in_place: tuple[str, ...] = (),
 ) -> Any:
-    """What a function or a method of a layer returns for arrays of any library; see `through`.
+    """Call a function, or a method of a layer, with arrays of any library; see `through`.
 
-    If its name is "vjp" it returns also a pullback.
+    A function named "vjp" also returns a pullback.
     """
     signature = _signature(function)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:
-        return function(*args, **kwargs)  # which raises the error that its caller expects
+        return function(*args, **kwargs)  # raises the error that its caller expects
     name = function.__name__
     where = type(args[0]).__name__ if method else function.__qualname__.removesuffix(".vjp")
     if method and name not in ("__call__", "vjp"):
@@ -421,7 +422,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def accepts(function: F, *, method: bool = False, in_place: tuple[str, ...] = ()) -> F:
-    """Have a function take arrays of any library; see `call`. NumPy arrays pass at the cost of one comparison."""
+    """Let a function take arrays of any library; see `call`. For NumPy arrays this costs one comparison."""
     first = int(method)
 
     @functools.wraps(function)
@@ -438,11 +439,11 @@ def accepts(function: F, *, method: bool = False, in_place: tuple[str, ...] = ()
 
 
 def accepts_in_place(*names: str) -> Callable[[F], F]:
-    """Have a method take arrays of any library, of which it changes those of these arguments."""
+    """Let a method take arrays of any library; it changes the arrays of the arguments ``names`` in place."""
     return functools.partial(accepts, method=True, in_place=names)
 
 
 def handles(function: F) -> F:
-    """Mark a method of a layer that itself passes arrays of other libraries through `call`."""
+    """Mark a layer's method that itself passes arrays of other libraries through `call`."""
     function.handles_foreign = True  # type: ignore[attr-defined]
     return function

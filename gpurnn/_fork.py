@@ -1,7 +1,7 @@
-"""Safety after a fork, which copies the memory but only the thread that forks.
+"""Safety after a fork, which copies all memory but only the thread that forks.
 
-A lock that another thread held would stay locked in the child for ever, and what it protects may be half changed. Here
-is the one place that renews both in the child. The host executor's C++ state is renewed by ``executor.cpp``.
+A lock that another thread held would stay locked in the child for ever, and the data that it protects may be half
+changed. This module renews both in the child. ``executor.cpp`` renews the C++ state of the host executor.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Lock:
     Parameters
     ----------
     kind : callable
-        `threading.Lock`, or `threading.RLock` where a signal handler or finaliser that gets here while its own thread
-        has the lock is to go on.
+        `threading.Lock`, or `threading.RLock` if a signal handler or finaliser may need the lock while its own thread
+        holds it.
 
     Attributes
     ----------
     current : threading.Lock or RLock
-        Another one in the child. The thread that forks may hold the one before, and then releases that.
+        A new lock in the child. If the thread that forks holds the old lock, it releases the old one.
     """
 
     def __init__(self, kind: Callable[[], Any] = threading.Lock) -> None:
@@ -50,7 +50,7 @@ def _renew() -> None:
         renew()
     tqdm = sys.modules.get("tqdm")
     if tqdm is not None:
-        tqdm.tqdm.set_lock(threading.RLock())  # all bars share one, which another thread may hold
+        tqdm.tqdm.set_lock(threading.RLock())  # all bars share one lock, which another thread may hold
 
 
 if hasattr(os, "register_at_fork"):

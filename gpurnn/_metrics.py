@@ -1,6 +1,6 @@
-"""The lines of a metrics file: writing them, and reading those that are sound.
+"""Write the lines of a metrics file, and read the undamaged ones.
 
-A line is JSON, which has no infinity and no NaN: such a number is one of the strings that protobuf has for it.
+A line is JSON, which has no infinity and no NaN: these are written as protobuf's strings for them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from . import _files
 
 UNIT = "loss_unit"
-"""The entry of a record that is words and no number: the unit of its loss."""
+"""The only entry of a record that is text: the unit of its loss."""
 
 
 _NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -29,13 +29,13 @@ class Metrics:
     Attributes
     ----------
     records : list of dict
-        The sound lines, in order.
+        The records of the undamaged lines, in order.
     ends : list of int
-        For each record the position in the file behind its line end; None for a last line that has no line end.
+        For each record the position in the file after its line end; None for a last line without a line end.
     damaged : list of int
         The numbers, from 1, of whole lines that are not records.
     cut : bool
-        Whether a part of a line follows the last line end.
+        Whether the file ends with a part of a line.
     """
 
     records: list[dict[str, Any]]
@@ -51,16 +51,16 @@ def encoded(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a record as JSON has it."""
+    """A JSON-compatible form of a record's value."""
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)  # "Infinity", "-Infinity" or "NaN"
     return value
 
 
 def read(path: str | os.PathLike[str]) -> Metrics:
-    """Read a metrics file. A line that is damaged is left out, with a warning that names it.
+    """Read a metrics file. Damaged lines are left out, with a warning that names them.
 
-    The last line may be cut off without a warning: a run that is killed, or still being written, ends so.
+    The last line may be cut off without a warning: the run may have been killed, or may still be writing.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str]) -> Metrics:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record on a line; None if there is none."""
+    """The record on a line; None if the line is not a record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

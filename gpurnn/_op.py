@@ -1,4 +1,4 @@
-"""The form of every differentiable function: called it computes and saves nothing, `.vjp` also returns its pullback."""
+"""The form of every differentiable function: a call computes and saves nothing; `.vjp` also returns the pullback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
 Pullback = Callable[[Any], tuple[Any, dict[str, Array]]]
-"""From the outputs' cotangents (None for zero) to the inputs' gradients and a dict of the parameters'."""
+"""Maps the outputs' cotangents (None for zero) to the inputs' gradients and a dict of the parameters' gradients."""
 
 
 class Op(Protocol[P, R_co]):
@@ -32,7 +32,7 @@ def differentiable(
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorate a function with its vector-Jacobian product ``vjp``, which takes the same arguments.
 
-    Both then take arrays of any library, if they do not see to that themselves.
+    Both then take arrays of any library, unless they handle such arrays themselves (``handles_foreign``).
     """
 
     def decorate(function: Callable[P, R]) -> Op[P, R]:

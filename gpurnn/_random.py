@@ -11,7 +11,9 @@ from . import _checks
 
 
 def generator(where: str, rng: int | np.random.Generator, name: str = "rng") -> np.random.Generator:
-    """A generator from what a caller may pass as ``rng``, or by another ``name``: itself, or one seeded with an int.
+    """Return ``rng`` if it is a generator, or a generator seeded with ``rng`` if that is an int.
+
+    ``name`` is the caller's name for the argument.
 
     Raises
     ------
@@ -26,9 +28,9 @@ def generator(where: str, rng: int | np.random.Generator, name: str = "rng") -> 
 
 
 class OfRows(np.random.Generator):
-    """Draws for some rows of a batch: the masks of gpurnn are those that ``whole`` gives these rows of the whole batch.
+    """A generator for some rows of a batch: gpurnn's masks are these rows of the masks that ``whole`` gives the batch.
 
-    What else is drawn from it are numbers of these rows' own.
+    All other draws are specific to these rows.
     """
 
     def __init__(self, seed: int, first: int, end: int, rows: int) -> None:
@@ -47,31 +49,31 @@ def _of_rows(first: int, end: int, rows: int, whole: Any, own: Any) -> OfRows:
 
 
 class Key(NamedTuple):
-    """What a mask of dropout follows from."""
+    """The key that determines a dropout mask."""
 
     seed: int
-    """Of Philox, 64 bits."""
+    """The seed of Philox, 64 bits."""
     first: int = 0
     end: int | None = None
     rows: int | None = None
-    """Of the whole batch, of whose rows the mask is for those from ``first`` to ``end``. None: it is for all."""
+    """The rows of the whole batch. The mask is for its rows ``first`` to ``end``; None means for all rows."""
 
 
 def mask_key(rng: np.random.Generator) -> Key:
-    """A fresh key for a mask of rows of the batch, or of all of them."""
+    """A new key for a mask of the generator's rows, or of the whole batch."""
     if isinstance(rng, OfRows):
         return Key(philox_seed(rng), rng.first, rng.end, rng.rows)
     return Key(philox_seed(rng))
 
 
 def philox_seed(rng: np.random.Generator) -> int:
-    """A fresh seed, 64 bits, the same for all parts of a batch."""
+    """A new seed of 64 bits, the same for all parts of a batch."""
     whole = rng.whole if isinstance(rng, OfRows) else rng
     return int(whole.integers(0, 2**64, dtype=np.uint64))
 
 
 def pieces(shape: tuple[int, ...], stride: int | None) -> tuple[int, int, int]:
-    """The pieces of a seed's entries that a mask consists of: how many, the size of one, and from one to the next."""
+    """The pieces of a seed's entries that form a mask: their number, size, and the distance between their starts."""
     size = math.prod(shape[1:])
     if stride is None or stride == size:
         return 1, math.prod(shape), 0

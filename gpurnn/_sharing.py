@@ -1,4 +1,4 @@
-"""Arrays that stand in two places: one array is one parameter, whatever number of names it goes by."""
+"""Shared arrays: one array is one parameter, however many names it has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._contract import Array
 
 
 def first_names(arrays: Mapping[str, Array]) -> dict[str, str]:
-    """For each name the first name of the same array: of the same memory, shape, strides and dtype."""
+    """For each name the first name of the same array: one with the same memory, shape, strides and dtype."""
     if _apart(arrays.values()):
         return {name: name for name in arrays}
     first: dict[Any, str] = {}
@@ -19,12 +19,12 @@ def first_names(arrays: Mapping[str, Array]) -> dict[str, str]:
 
 
 def merged(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """``arrays`` with each array once, under its first name."""
+    """Return ``arrays`` with each array once, under its first name."""
     return {name: arrays[name] for name, first in first_names(arrays).items() if name == first}
 
 
 def summed(grads: Mapping[str, Array], first: Mapping[str, str]) -> dict[str, Array]:
-    """The gradients of parameters from those of their places: the sum over all names that have one ``first`` name."""
+    """The gradient of each parameter: the sum over all names that share its ``first`` name."""
     total: dict[str, Array] = {}
     for name, parameter in first.items():
         if name in grads:
@@ -33,7 +33,7 @@ def summed(grads: Mapping[str, Array], first: Mapping[str, str]) -> dict[str, Ar
 
 
 def check_apart(where: str, argument: str, arrays: Mapping[str, Array]) -> None:
-    """Reject arrays that have some memory in common and are not one and the same."""
+    """Reject arrays that share memory, unless they are one and the same array."""
     if _apart(arrays.values()):
         return
     spans = sorted((*span, name) for name, array in merged(arrays).items() if (span := _span(array)) is not None)
@@ -50,7 +50,7 @@ def check_apart(where: str, argument: str, arrays: Mapping[str, Array]) -> None:
 
 
 def _apart(arrays: Iterable[Array]) -> bool:
-    """Whether all are NumPy arrays over memory of different arrays. This is known without a look at addresses."""
+    """Whether all are NumPy arrays with different owners of their memory, which needs no look at addresses."""
     owners, count = set(), 0
     for array in arrays:
         owner = array
@@ -64,7 +64,7 @@ def _apart(arrays: Iterable[Array]) -> bool:
 
 
 def _address(array: Array) -> Any:
-    """Where an array begins: a number, or None if its library does not tell."""
+    """The address where an array begins, or None if its library does not expose it."""
     if isinstance(array, np.ndarray):
         return array.__array_interface__["data"][0]
     return getattr(getattr(array, "data", None), "ptr", None)
@@ -79,7 +79,7 @@ def _identity(array: Array) -> Any:
 
 
 def _span(array: Array) -> tuple[int, int] | None:
-    """The first address of an array and the one behind its last; None if there is none, or it is not known."""
+    """The first address of an array and the one after its last; None if it is empty or the address is unknown."""
     address = _address(array)
     if address is None or 0 in array.shape:
         return None
@@ -88,7 +88,7 @@ def _span(array: Array) -> tuple[int, int] | None:
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    """Whether two arrays have memory in common; parts of one array that lie between each other have not."""
+    """Whether two arrays share memory; interleaved parts of one array do not."""
     if isinstance(a, np.ndarray):
         return np.shares_memory(a, b)
     import cupy

@@ -1,4 +1,4 @@
-"""How the CUDA kernels would run, or do run, a recurrent layer, and why."""
+"""Explain how the CUDA kernels run, or would run, a recurrent layer, and why."""
 
 from __future__ import annotations
 
@@ -15,49 +15,50 @@ from .layers.recurrent import Stacked, layer_names
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a recurrent layer would run; its text is a report.
+    """How a recurrent layer would run; ``str`` of it is a report.
 
     Attributes
     ----------
     device : str
     schedule : str
-        The one that the forward pass runs by: "stepwise", "step-fused", "block", "persistent", "cluster" or "scatter";
-        "scan" of a layer whose states are a `gpurnn.linear_scan`; "independent" of an `gpurnn.IndRNN`, each of whose
-        units has a thread for all steps.
+        The schedule of the forward pass: "stepwise", "step-fused", "block", "persistent", "cluster" or "scatter";
+        "scan" for a layer whose states are a `gpurnn.linear_scan`; "independent" for a `gpurnn.IndRNN`, where one
+        thread runs all steps of a unit.
     grid, block : tuple of int
-        The launch of the pass' kernel; for the stepwise schedule of the gates' kernel, for a scan of its last kernel.
+        The launch of the pass's kernel; for the stepwise schedule, of the gates' kernel; for a scan, of its last
+        kernel.
     shared_bytes : int
-        Dynamic shared memory of a block.
+        The dynamic shared memory of a block.
     registers : int
-        The largest number in a thread.
+        The largest number of registers of a thread.
     occupancy : int
-        Blocks that a multiprocessor holds at once, at least.
+        The least number of blocks that a multiprocessor holds at once.
     launches : int
-        In a layer's whole pass, without the products over all steps.
+        The launches in a layer's whole pass, without the products over all steps.
     flops_per_step, bytes_per_step : int
         For one step of a layer's recurrence in all directions, in training: the arithmetic of the recurrent products,
-        and the bytes of global memory that kernels load and store, from the L2 cache or past it.
+        and the bytes of global memory that kernels load and store, through the L2 cache or past it.
     microseconds_per_step : dict of str to float
-        Predicted, for each schedule that fits the device.
+        The prediction for each schedule that fits the device.
     bound_by : str
         The largest term of the schedule's prediction: "load", "product", "reduction", "gates", "exchange", "host" or
         "memory", see `explain`.
     passed_over : dict of str to str
         Why each of the other schedules does not run.
     options : dict of str to str
-        What each option costs that sums over hidden units in each step: ``layer_norm``, ``proj_size``. The others cost
-        a few instructions of a unit.
+        The cost of each option that sums over hidden units in each step: ``layer_norm``, ``proj_size``. Other options
+        cost a few instructions per unit.
     layers : int
     layers_at_once : int
         How many layers of a stack run at once: while one is at a chunk of steps, the one above it is at the chunk
         before. Each has its share of the multiprocessors, for which its grid is planned. 1 if layers run one after
         another.
     chunk : int or None
-        Steps of a chunk, where layers run at once in the forward pass.
+        The steps of a chunk if layers run at once in the forward pass.
     microseconds_in_chunks, microseconds_one_by_one : float or None
-        Predicted, of all steps of all layers: in these chunks, and if one layer ran after another.
+        The predictions for all steps of all layers: in these chunks, and if one layer ran after another.
     backward : Explanation or None
-        How the backward pass would run, which is planned by itself; it has no further one.
+        How the backward pass would run, which is planned separately. Its own ``backward`` is None.
     """
 
     device: str
@@ -107,7 +108,7 @@ class Explanation:
 
 
 class Explanations(dict[str, Explanation]):
-    """How the recurrent layers of a model would run, by their names; its text is a report."""
+    """How the recurrent layers of a model would run, by their names; ``str`` of it is a report."""
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {explanation}" for name, explanation in self.items())
@@ -126,39 +127,39 @@ def explain(layer: Callable[[], Layer], x: Any, *, device: Any = None) -> Explan
 
 
 def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanations:
-    """Say which schedule of kernels runs a recurrent layer, or each one of a model, in which grid, and why.
+    """Explain which schedule and grid of kernels run a recurrent layer, or each recurrent layer of a model, and why.
 
-    The time of a step is predicted as the sum of what a block does one after another: it loads the operand into shared
-    memory ("load"), multiplies ("product"), adds up partial sums ("reduction"), computes the gates ("gates"), and waits
-    until all blocks have what it has computed, by a launch or a barrier ("exchange"). A step takes at least as long as
-    the CPU takes for its launches ("host"), and as what it moves takes at the bandwidth of the device's memory
-    ("memory"). Everything is computed from sizes, public figures, the kernels' machine code and assumptions, which are
-    listed in ``gpurnn/kernels/recurrence/predict.py``. Nothing is measured, and no GPU is needed.
+    The predicted time of a step is the sum of a block's phases: it loads the operand into shared memory ("load"),
+    multiplies ("product"), adds up partial sums ("reduction"), computes the gates ("gates"), and waits until all blocks
+    have its results, by a launch or a barrier ("exchange"). A step takes at least as long as the CPU needs for its
+    launches ("host"), and as long as its memory traffic needs at the bandwidth of the device ("memory"). Everything is
+    computed from sizes, public figures, the kernels' machine code and assumptions, which are listed in
+    ``gpurnn/kernels/recurrence/predict.py``. Nothing is measured, and no GPU is needed.
 
     Parameters
     ----------
     layer : RNN, LSTM, GRU, IndRNN, MinGRU or MinLSTM; a layer or a model that holds some; or a function that makes one
         A function without arguments, such as ``lambda: gpurnn.LSTM(64, 8192)``, makes the layer without initial
-        parameters, however large it is. A decoder whose every step looks at its memory runs its cell step by step, and
-        is left out.
+        parameters, so it can be of any size. A decoder that reads its memory at every step runs its cell step by step,
+        and is left out.
     x : array, or a tuple of int
-        The input of the layer, or its shape; of a model (T, B) or (T, B, features). The layers of a model are taken to
-        read sequences of this length.
+        The input of the layer, or its shape; for a model, (T, B) or (T, B, features). The layers of a model are assumed
+        to read sequences of this length.
     device : str or gpurnn.kernels.devices.Device, optional
         "T4", "A100", "RTX 3090", "L4", "RTX 4090", "H100", "H200", "B200" or "RTX 5090", in any spelling; a compute
-        capability such as "sm_90"; or any other by its properties. None for the device of x if that is a CuPy array,
-        else for the "H100". A CuPy array's device is asked whether it runs all blocks of the persistent, cluster and
-        scatter schedules at once, which it does not where others have a part of it.
+        capability such as "sm_90"; or the properties of any other device. None means the device of x if x is a CuPy
+        array, else the "H100". A CuPy array's device is asked whether it can run all blocks of the persistent, cluster
+        and scatter schedules at once; it cannot if others use a part of it.
 
     Returns
     -------
     explanation : Explanation, or Explanations
-        The latter is a dict of the explanations of the recurrent layers of a model, by their names.
+        For a model, a dict of the explanations of its recurrent layers, by their names.
 
     Raises
     ------
     TypeError, ValueError
-        There is no recurrent layer, x does not fit it, or the device is none of those.
+        There is no recurrent layer, x does not fit it, or the device is unknown.
 
     Examples
     --------
@@ -195,7 +196,7 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
 
 
 def _recurrent(prefix: str, layer: Any) -> dict[str, Stacked]:
-    """The recurrent layers in a layer whose sequences run as a whole, by name."""
+    """The recurrent layers inside a layer that run whole sequences, by name."""
     if isinstance(layer, Stacked):
         return {prefix.removesuffix("."): layer}
     if not isinstance(layer, Composite) or (isinstance(layer, Decoder) and layer.stepwise):

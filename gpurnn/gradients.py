@@ -1,7 +1,7 @@
 """Operations on gradients between the pullback and the optimizer: norms, clipping and L2.
 
-Every function takes gradients by parameter name, as a pullback returns them, and returns a new dict. The arrays of the
-caller are not changed.
+Every function takes gradients by parameter name, as a pullback returns them, and returns a new dict. The caller's
+arrays are not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._contract import Array
 
 
 def _take(where: str, **groups: Mapping[str, Array]) -> tuple[Any, ...]:
-    """The namespace of all arrays of the groups, and the groups, with arrays that are ready to compute with."""
+    """Return the namespace of all arrays, and the groups, with arrays that are ready to compute with."""
     named = {f"{group}[{name!r}]": array for group, arrays in groups.items() for name, array in arrays.items()}
     xp, *taken = _arrays.take(where, named, needed=tuple(named))
     each = iter(taken)
@@ -36,9 +36,9 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     Parameters
     ----------
     grads : dict of str to array
-        At least one, all of one dtype. Every name counts as a parameter of its own, also where two gradients are one
-        array, as those of the two biases of an LSTM can be. Of a parameter that has several names the gradient is the
-        sum of theirs: `add_l2` with the weight 0 returns it.
+        At least one, all of one dtype. Every name counts as a separate parameter, even if two gradients are one array,
+        as those of the two biases of an LSTM can be. The gradient of a parameter with several names is the sum over its
+        names; `add_l2` with the weight 0 returns that sum.
     norm_type : float
         p > 0. ``math.inf`` gives the largest magnitude.
 
@@ -73,7 +73,7 @@ def global_norm(grads: Mapping[str, Array], norm_type: float = 2.0) -> Array:
     largest = xp.max(xp.stack([xp.max(m) for m in magnitudes]))
     if norm_type == math.inf:
         return xp.asarray(largest)
-    # Relative to the largest magnitude no power overflows.
+    # Powers of magnitudes relative to the largest one cannot overflow.
     unit = xp.where(xp.logical_and(largest > 0, xp.isfinite(largest)), largest, xp.ones_like(largest))
     with np.errstate(over="ignore"):  # where another magnitude is infinite
         powers = [xp.sum((m / unit) ** norm_type) for m in magnitudes]
@@ -194,7 +194,7 @@ def add_l2(
     -------
     grads : dict of str to array
         A parameter without a penalty keeps the array in ``grads``. An array that ``params`` has under several names is
-        one parameter: its gradient is here once, under the first name, and is the sum of those under all names.
+        one parameter: it has one gradient, under the first name, the sum of the gradients under all its names.
 
     Raises
     ------
@@ -203,8 +203,8 @@ def add_l2(
     TypeError
         Arrays or dtypes are mixed or not supported.
     ValueError
-        A gradient's shape is not its parameter's, or ``weight`` is negative or not finite, or has a text that is in no
-        name.
+        A gradient's shape differs from its parameter's, or ``weight`` is negative or not finite, or has a key that is
+        in no name.
 
     References
     ----------
@@ -230,7 +230,7 @@ def add_l2(
 def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]) -> dict[str, float]:
     """The lambda of each parameter that has a penalty.
 
-    ``name`` is the name that the caller's argument has, which is ``weight`` in `add_l2`.
+    ``name`` is the name of the caller's argument, such as ``weight`` in `add_l2`.
     """
     if not isinstance(weight, Mapping):
         strength = _checks.non_negative(where, name, weight)
@@ -251,7 +251,7 @@ def l2_strengths(where: str, name: str, weight: Any, params: Mapping[str, Array]
 def of_parameters(
     where: str, params: Mapping[str, Array], grads: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """``params`` with each array once, under its first name, and ``grads`` summed over the names of each array.
+    """Return ``params`` with each array once, under its first name, and ``grads`` summed over each array's names.
 
     Arrays that share memory without being the same array are rejected.
     """
@@ -271,8 +271,8 @@ def take_gradients(
 ) -> tuple[Any, dict[str, Array], dict[str, Array], dict[str, Array]]:
     """The namespace, the caller's parameters, and the parameters and gradients that are ready to compute with.
 
-    An array with several names is there once, under the first name, with the sum of its gradients. Gradients whose
-    names, library, dtypes or shapes are not those of the parameters are rejected.
+    An array with several names occurs once, under the first name, with the sum of its gradients. Gradients whose names,
+    library, dtypes or shapes differ from those of the parameters are rejected.
     """
     _check_dict(where, "params", params)
     _check_dict(where, "grads", grads)

@@ -1,11 +1,11 @@
 """The recurrent functions for JAX's transformations: `jax.grad`, `jax.jit` and `jax.vmap`.
 
-They take and return what `gpurnn.rnn`, `gpurnn.lstm`, `gpurnn.gru`, `gpurnn.indrnn`, `gpurnn.mingru` and
-`gpurnn.minlstm` do, with all options. Their gradients are gpurnn's own, by `jax.custom_vjp`; the backward pass computes
-the forward pass again, as JAX keeps nothing but arrays between the two. Lengths, resets and masks are constants, whose
-gradients are zero.
-Within a transformation they are called back from JAX on the CPU, so arrays on a GPU go through the memory of the host.
-Without one they are the functions of gpurnn, on JAX's own memory.
+They take the arguments and return the results of `gpurnn.rnn`, `gpurnn.lstm`, `gpurnn.gru`, `gpurnn.indrnn`,
+`gpurnn.mingru` and `gpurnn.minlstm`, with all options. Their gradients are gpurnn's own, by `jax.custom_vjp`. The
+backward pass computes the forward pass again, because JAX keeps only arrays between the two. Lengths, resets and masks
+are constants, whose gradients are zero.
+Within a transformation, JAX calls them back on the CPU, so arrays on a GPU pass through host memory. Outside of one
+they are gpurnn's functions, on JAX's own memory.
 
 Examples
 --------
@@ -46,7 +46,7 @@ Arguments = Mapping[str, Any]
 
 
 def _of(name: str) -> Any:
-    """The function of gpurnn of this name, for JAX's transformations."""
+    """gpurnn's function of this name, for JAX's transformations."""
     op: Any = getattr(functional, name)
     signature = inspect.signature(op)
 
@@ -55,7 +55,7 @@ def _of(name: str) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if not _traced(bound.arguments):
-            # JAX's functions take NumPy's arrays too.
+            # JAX's functions take NumPy arrays too.
             given = {n: v if _is_option(v) else jax.tree.map(jnp.asarray, v) for n, v in bound.arguments.items()}
             return op(**given)
         arrays = {n: v for n, v in bound.arguments.items() if jax.tree.leaves(v) and not _is_option(v)}
@@ -85,7 +85,7 @@ def _traced(tree: Any) -> bool:
 def _computed(
     name: str, wing: str, options: Any, vjp: bool, arrays: Arguments, fixed: Arguments, cotangents: Any
 ) -> Any:
-    """The outputs, or with ``vjp`` the gradients of ``arrays``, of NumPy arrays."""
+    """Compute the outputs, or with ``vjp`` the gradients of ``arrays``, with NumPy arrays."""
     arrays, fixed, cotangents = jax.tree.map(np.asarray, (arrays, fixed, cotangents))
     op: Any = getattr(functional, name)
     with _dispatch.use(wing):
@@ -98,7 +98,7 @@ def _computed(
 
 
 def _like(gradients: Any, arrays: Any) -> Any:
-    """Gradients without those of states that were not given."""
+    """Return gradients, with None for states that were not given."""
     if isinstance(arrays, (tuple, list)):
         return type(arrays)(None if a is None else g for g, a in zip(gradients, arrays, strict=True))
     return gradients

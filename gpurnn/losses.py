@@ -21,21 +21,21 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 def _weights(xp: Any, mask: Array | None, dtype: Any) -> Array | None:
-    """The mask as flat weights of ``dtype``."""
+    """Return the mask as flat weights of ``dtype``."""
     return None if mask is None else xp.reshape(xp.astype(mask, dtype), (-1,))
 
 
 def _reduce(xp: Any, reduction: Reduction, losses: Array, total: Array | float, shape: tuple[int, ...]) -> Array:
-    """The flat losses reduced to an array of shape () or ``shape``. A mean divides by ``total``."""
+    """Reduce the flat losses to an array of shape () or ``shape``. A mean divides by ``total``."""
     if reduction == "none":
         return xp.reshape(losses, shape)
     value = xp.sum(losses)
-    # NumPy's reductions return scalars where the standard has arrays.
+    # NumPy's reductions return scalars, the standard's return arrays.
     return xp.asarray(value / total if reduction == "mean" else value)
 
 
 def _total(xp: Any, weights: Array | None, count: int) -> Array | float:
-    """The sum of the weights, or 1 if it is 0. So the mean of nothing is 0, and so is its gradient."""
+    """The sum of the weights, or 1 if it is 0, so that the mean of nothing and its gradient are 0."""
     if weights is None:
         return max(count, 1)
     total = xp.sum(weights)
@@ -45,7 +45,7 @@ def _total(xp: Any, weights: Array | None, count: int) -> Array | float:
 def _spread(
     where: str, xp: Any, reduction: Reduction, value: Array, dvalue: Any, total: Array | float, like: Array
 ) -> Array:
-    """The cotangent of each of the flat losses (shaped like ``like``) from that of the reduced value."""
+    """The cotangent of each of the flat losses (shaped like ``like``) from the cotangent of the reduced value."""
     if reduction != "none" and isinstance(dvalue, (int, float)):
         dvalue = float(dvalue)
     else:
@@ -68,8 +68,8 @@ def _cross_entropy(
 ) -> tuple[Any, Array, Array, Array, Array | float, Any]:
     """Check the arguments of `cross_entropy` and run the wing.
 
-    Returns the namespace, the checked logits, the value, the flat losses, the divisor of a mean, and what the wing
-    saved for the backward pass.
+    Returns the namespace, the checked logits, the value, the flat losses, the divisor of a mean, and the values that
+    the wing saved for the backward pass.
     """
     where = "cross_entropy"
     xp, logits, class_weights, labels, mask = _arrays.take(
@@ -107,7 +107,7 @@ def _cross_entropy(
     if reduction == "mean":
         if class_weights is not None:
             indices = flat if weights is None else xp.where(weights == 0, xp.zeros_like(flat), flat)
-            # The loss of a label that is out of range is NaN, where it is not rejected; its weight is that of any.
+            # A label out of range is rejected, or gives a loss of NaN, so its weight can be any.
             label_weights = xp.take(class_weights, xp.clip(indices, 0, V - 1))
             weights = label_weights if weights is None else weights * label_weights
         total = _total(xp, weights, math.prod(shape))
@@ -160,14 +160,14 @@ def cross_entropy(
     Parameters
     ----------
     logits : (..., V) array, float32 or float64
-        x, unnormalised log-probabilities. The last axis is that of the classes.
+        x, unnormalised log-probabilities. The classes are the last axis.
     labels : (...) integer array
         y, 0 <= y < V where the mask is not zero and y is not ``ignore_index``.
     mask : (...) array, optional
         bool, or integers 0 and 1, True where a label counts; or weights m of the dtype of the logits. Where it is zero,
         labels and logits are ignored, and the gradient is exactly zero.
     ignore_index : int, optional
-        A label that counts nowhere, as if the mask were zero where it stands; PyTorch's files often have -100.
+        A label that never counts, as if the mask were zero wherever it occurs; PyTorch's default is -100.
     class_weights : (V,) array, optional
         w, of the dtype of the logits. Ones by default.
     label_smoothing : float
@@ -216,7 +216,7 @@ def cross_entropy(
 
 
 _Forward = Callable[[Any, Array, Array], tuple[Array, Callable[[Array], Array]]]
-"""From a namespace and two flat arrays to the loss of each pair of numbers, and the pullback to the first array."""
+"""Maps a namespace and two flat arrays to the loss of each pair of numbers, and the pullback to the first array."""
 
 
 def _elementwise(
@@ -292,10 +292,10 @@ def mse(
     target : array like y
     mask : array, optional
         Has the shape of y or of its leading axes, such as (T, B) for y (T, B, F): bool, or integers 0 and 1, True where
-        an element counts; or weights m of the dtype of y. The mean divides by their sum over the elements. Where it is
-        zero, y and target are ignored, and the gradient is exactly zero.
+        an element counts; or weights m of the dtype of y. The mean divides by the sum of the weights over the elements.
+        Where it is zero, y and target are ignored, and the gradient is exactly zero.
     half : bool
-        The textbook's factor 1/2, whose gradient is y - target.
+        Whether to include the textbook's factor 1/2, so that the gradient is y - target.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -387,7 +387,7 @@ def _huber_vjp(
         border = min(delta, float(xp.finfo(y.dtype).max))
         slope = xp.clip(error, -border, border)
         steepness = xp.abs(slope)
-        # One formula for both branches, so that no square overflows in the branch that does not apply.
+        # One formula serves both branches, so that no square overflows in the branch that does not apply.
         return steepness * (xp.abs(error) - 0.5 * steepness), lambda d: d * slope
 
     return _elementwise("huber", {"y": y, "target": target}, forward, mask, reduction)
@@ -517,7 +517,7 @@ def _binary_cross_entropy_vjp(
 def binary_cross_entropy(
     logits: Array, target: Array, *, mask: Array | None = None, reduction: Reduction = "mean"
 ) -> Array:
-    """Cross-entropy between sigma(logits) and the probabilities of yes, in nats. Each element is a separate question.
+    """Cross-entropy between sigma(logits) and the probabilities of yes, in nats; every element is a separate question.
 
     With p = sigma(x) the loss of a logit x and a target z is L = -z log p - (1 - z) log(1 - p). It is computed from x,
     without p, so it is exact for logits of any size, and so is its gradient p - z.

@@ -23,17 +23,17 @@ _AVERAGE = "average"
 
 
 def _fraction(default: Any) -> Any:
-    """The field of a number, or of a pair of numbers, in [0, 1)."""
+    """A dataclass field for a number, or a pair of numbers, in [0, 1)."""
     return field(default=default, metadata={"check": _checks.fraction})
 
 
 def _decay(where: str, name: str, value: Any) -> float | dict[str, float]:
-    """The weight decay of all parameters, or of those with a text in their names."""
+    """Check the weight decay: one for all parameters, or a dict by parts of parameter names."""
     return _by_text(where, name, value) if isinstance(value, Mapping) else _checks.non_negative(where, name, value)
 
 
 def _by_text(where: str, name: str, value: Any) -> dict[str, float]:
-    """Numbers by parts of the names of parameters."""
+    """Check a dict of numbers by parts of parameter names."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected a dict of str to float")
     for text in value:
@@ -43,7 +43,7 @@ def _by_text(where: str, name: str, value: Any) -> dict[str, float]:
 
 
 def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
-    """Parts of the names of parameters."""
+    """Check a sequence of parts of parameter names."""
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{where}: {name} is {value!r}, expected a sequence of parts of the names of parameters")
@@ -51,7 +51,7 @@ def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
 
 
 def _takes(default: Any, check: Callable[[str, str, Any], Any]) -> Any:
-    """The field of an option that may be its default, with what checks and converts another value."""
+    """A dataclass field for an option that may be its default; ``check`` checks and converts any other value."""
 
     def checked(where: str, name: str, value: Any) -> Any:
         return default if value is default else check(where, name, value)
@@ -63,9 +63,9 @@ def _takes(default: Any, check: Callable[[str, str, Any], Any]) -> Any:
 class Optimizer(_checks.ListsOptions):
     """The base class of all optimizers.
 
-    A subclass declares its hyperparameters as fields, what it keeps for each parameter as `slots`, and what a step
-    computes with as `scalars`. The equations of the step are the wings'. A number is at least 0, if its field does not
-    say otherwise.
+    A subclass declares its hyperparameters as fields, the arrays that it keeps for each parameter in `slots`, and the
+    numbers that a step computes with in `scalars`. The wings define the equations of the step. A number is at least 0,
+    unless its field says otherwise.
 
     Parameters
     ----------
@@ -73,18 +73,18 @@ class Optimizer(_checks.ListsOptions):
         Learning rate.
     weight_decay : float or dict of str to float
         lambda: g <- g + lambda theta, for biases too, as in PyTorch. A dict maps a part of a parameter's name to the
-        lambda of all parameters whose names contain it, and leaves the others out: ``{"weight": 0.01}`` spares the
-        biases. If several parts are in a name, their lambdas add up.
+        lambda of all parameters whose names contain it; other parameters have no decay. So ``{"weight": 0.01}`` spares
+        the biases. If several parts are in a name, their lambdas add up.
     recurrent_weight_decay : float
         lambda_r in [0, 1): W_hh <- (1 - lambda_r) W_hh before the step, in addition to ``weight_decay``. The learning
-        rate is not a factor of it. W_hh is every parameter with "weight_hh" in its name.
+        rate does not multiply lambda_r. W_hh is every parameter with "weight_hh" in its name.
     lr_scale : dict of str to float, optional
-        The factor of the learning rate of all parameters whose names contain a text: ``{"embedding": 0.1}`` trains
-        these ten times slower than the others, whatever the schedule. If several texts are in a name, their factors
-        multiply.
+        Factors of the learning rate, by a part of a parameter's name: ``{"embedding": 0.1}`` trains parameters with
+        "embedding" in their names ten times slower than the others, whatever the schedule. If several parts are in a
+        name, their factors multiply.
     frozen : sequence of str
-        Parts of the names of parameters that do not change: ``["embedding", "recurrent"]``. They have no state, no
-        decay, and no part in the norm by which a `gpurnn.Trainer` clips.
+        Parts of the names of parameters that do not change: ``["embedding", "recurrent"]``. They have no state and no
+        decay, and do not count in the norm by which a `gpurnn.Trainer` clips.
     ema_decay : float, optional
         d in [0, 1): `averages` are exponential moving averages of the parameters, a <- d_t a + (1 - d_t) theta after
         each step, from the initial parameters on, with d_t = min(d, (1 + t) / (10 + t)) at the step t, so that early
@@ -92,18 +92,18 @@ class Optimizer(_checks.ListsOptions):
 
     Notes
     -----
-    A name is that of `params`; of an array that has several, the first.
+    Names are those in `params`. An array with several names goes by the first.
 
     Raises
     ------
     TypeError
-        An argument is not of the type above.
+        An argument has a wrong type.
     ValueError
         An argument is out of its range.
     """
 
     kind: ClassVar[str]
-    """The name that the wings have for the equations of the step."""
+    """The wings' name for the equations of the step."""
     decoupled: ClassVar[bool] = False
     """Whether weight_decay shrinks the parameters instead of adding to their gradients."""
 
@@ -132,7 +132,7 @@ class Optimizer(_checks.ListsOptions):
                 setattr(self, option.name, check(where, option.name, getattr(self, option.name)))
 
     def __repr__(self) -> str:
-        """The call that makes an optimizer like this one; options that have their default are left out."""
+        """The call that makes an optimizer like this one, without options that have their default."""
         shown = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.init}
         options = [f"{n}={value!r}" for n, (value, default) in shown.items() if n == "lr" or value != default]
         return f"{type(self).__name__}({', '.join(options)})"
@@ -148,8 +148,8 @@ class Optimizer(_checks.ListsOptions):
         Returns
         -------
         slots : dict of str to float or None
-            By the name that `state_dict` has, the value of every element before the first step; None for a slot that
-            these hyperparameters do without.
+            The value of every element before the first step, by the slot's name in `state_dict`; None for a slot that
+            these hyperparameters do not need.
         """
         raise NotImplementedError
 
@@ -166,7 +166,7 @@ class Optimizer(_checks.ListsOptions):
         Returns
         -------
         scalars : dict of str to float or bool
-            By the names that the wings' equations have.
+            The numbers, by their names in the wings' equations.
         """
         raise NotImplementedError
 
@@ -178,8 +178,8 @@ class Optimizer(_checks.ListsOptions):
         ----------
         params : dict of str to array
             At least one array, all of one dtype, with the same names at every step. An array under several names is one
-            parameter: it is updated once, with the sum of the gradients under these names, and its state has the first
-            of them.
+            parameter: it is updated once, with the sum of the gradients under these names, and its state is stored
+            under the first name.
         grads : dict of str to array
             The gradients, with the names and shapes of the parameters. An array under several names needs a gradient
             under at least one of them. The gradients are not changed.
@@ -189,16 +189,17 @@ class Optimizer(_checks.ListsOptions):
         Raises
         ------
         KeyError
-            ``grads`` lacks a parameter, or has a name that is not a parameter's.
+            ``grads`` lacks a parameter, or has a name that ``params`` lacks.
         TypeError
             Arrays or dtypes are mixed or not supported.
         ValueError
-            A gradient's shape is not its parameter's. A parameter is read-only, or shares memory with another without
-            being the same array. The parameters are not those of the steps before. ``lr`` is negative or not finite.
+            A gradient's shape differs from its parameter's. A parameter is read-only, or shares memory with another
+            without being the same array. The parameters differ from those of earlier steps. ``lr`` is negative or not
+            finite.
 
         Notes
         -----
-        A CUDA graph that has captured this repeats the learning rate and the number of the step that it has captured.
+        A CUDA graph that has captured a step repeats the learning rate and the step number of the capture.
         """
         where = f"{type(self).__name__}.step"
         rate = _checks.non_negative(where, "lr", self.lr if lr is None else lr)
@@ -246,7 +247,7 @@ class Optimizer(_checks.ListsOptions):
                 self.scalars(self._step, lr_of_group),
             )
         if self.ema_decay is not None:
-            # a <- d a - (d - 1) theta, which is a step of SGD that shrinks a and whose gradient is theta.
+            # a <- d a - (d - 1) theta is a step of SGD: shrink a by d, gradient theta, learning rate d - 1.
             d = min(self.ema_decay, (1 + self._step) / (10 + self._step))
             averages = [state[_AVERAGE][name] for name in params]
             step = {"lr": d - 1, "mu": 0.0, "undamped": 1.0, "nesterov": False, "first": False}
@@ -257,9 +258,9 @@ class Optimizer(_checks.ListsOptions):
             _arrays.write_back(updated[name], p)
 
     def _groups(self, where: str, params: Mapping[str, Array]) -> tuple[dict[str, float], dict[str, float]]:
-        """The factor of the learning rate, and the decay, of each parameter that is not frozen.
+        """The learning-rate factor and the weight decay of each parameter that is not frozen.
 
-        Texts that are in no name are rejected.
+        Texts that occur in no name are rejected.
         """
         factors = self.lr_scale or {}
         for option, texts in (("frozen", self.frozen), ("lr_scale", factors)):
@@ -282,14 +283,14 @@ class Optimizer(_checks.ListsOptions):
 
     @property
     def averages(self) -> dict[str, Array]:
-        """The moving averages of the parameters that are trained, by name; empty before the first step.
+        """The moving averages of the trained parameters, by name; empty before the first step.
 
-        Copy them into the parameters, or use them in their place. The next step changes these arrays.
+        Copy them into the parameters, or use them instead. The next step changes these arrays.
 
         Raises
         ------
         AttributeError
-            There are none, as ``ema_decay`` is None.
+            ``ema_decay`` is None, so there are no averages.
 
         Examples
         --------
@@ -326,8 +327,8 @@ class Optimizer(_checks.ListsOptions):
         Returns
         -------
         state : dict of str to array
-            ``"step"``, the number of steps made, is a NumPy int64 array of shape (). ``"SLOT.NAME"`` is the array of a
-            slot for a parameter, of the parameter's library.
+            ``"step"``, the number of steps made, is a NumPy int64 array of shape (). ``"SLOT.NAME"`` is a slot's array
+            for a parameter, in the parameter's library.
         """
         where = f"{type(self).__name__}.state_dict"
         state: dict[str, Array] = {"step": np.array(self._step, np.int64)}
@@ -342,14 +343,14 @@ class Optimizer(_checks.ListsOptions):
         Parameters
         ----------
         state : dict of str to array
-            Its arrays are copied.
+            The state. Its arrays are copied.
 
         Raises
         ------
         KeyError
             A name is missing, or does not belong to this optimizer.
         TypeError
-            A value is not an array, or not of a floating dtype.
+            A value is not an array, or its dtype is not a floating dtype.
         ValueError
             The step is negative.
         """
@@ -408,9 +409,9 @@ class SGD(Optimizer):
     momentum : float
         mu.
     dampening : float
-        The share of g that is left out of b.
+        The share of g that is not added to b.
     nesterov : bool
-        Needs momentum, and dampening 0.
+        Whether to use Nesterov's form, which needs momentum, and dampening 0.
 
     References
     ----------
@@ -467,7 +468,7 @@ class RMSprop(Optimizer):
     momentum : float
         mu: b <- mu b + g / (sqrt(v) + eps), theta <- theta - lr b.
     centered : bool
-        Divide by the root of the variance v - m^2 instead of that of v, with m <- alpha m + (1 - alpha) g.
+        Divide by the root of the variance v - m^2 instead of the root of v, with m <- alpha m + (1 - alpha) g.
 
     References
     ----------
@@ -555,7 +556,7 @@ class Adam(Optimizer):
         return {"mean": 0.0, "square": 0.0, "largest": 0.0 if self.amsgrad else None}
 
     def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
-        # The step is rate m / (sqrt(v) + floor): the bias corrections are taken out of the arrays.
+        # The step is rate m / (sqrt(v) + floor): these scalars contain the bias corrections.
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**step)
         return {"rate": lr * root / (1 - beta1**step), **_of_averages(self.betas), "floor": self.eps * root}
@@ -564,7 +565,7 @@ class Adam(Optimizer):
 @_docs.inherits_parameters
 @dataclass(eq=False, repr=False)
 class AdamW(Adam):
-    """Adam with decoupled weight decay: theta <- (1 - lr lambda) theta, then Adam's step, whose g has no decay in it.
+    """Adam with decoupled weight decay: theta <- (1 - lr lambda) theta, then Adam's step, with no decay in g.
 
     Parameters
     ----------
@@ -734,7 +735,7 @@ class NAdam(Optimizer):
         return {"mean": 0.0, "square": 0.0}
 
     def scalars(self, step: int, lr: float) -> dict[str, float | bool]:
-        # The step is (of_mean m + of_gradient g) / (sqrt(v) + floor): the bias corrections are taken out of the arrays.
+        # The step is (of_mean m + of_gradient g) / (sqrt(v) + floor): these scalars contain the bias corrections.
         momentum, following, product = self._momentum(step), self._momentum(step + 1), self._momentum_product(step)
         root = math.sqrt(1 - self.betas[1] ** step)
         return {
@@ -804,8 +805,9 @@ class Adamax(Optimizer):
 class Rprop(Optimizer):
     """Resilient backpropagation: theta <- theta - eta sign(g), where each element has its own size eta.
 
-    Before that eta <- min(eta_plus eta, eta_max) where g has the sign of the step before. Where it has the other sign,
-    eta <- max(eta_minus eta, eta_min) and g <- 0. Use it with gradients of the whole data set, not of minibatches.
+    Before that, eta <- min(eta_plus eta, eta_max) where g has the same sign as at the previous step. Where the sign has
+    changed, eta <- max(eta_minus eta, eta_min) and g <- 0. Use it with gradients of the whole data set, not of
+    minibatches.
 
     Parameters
     ----------
@@ -859,11 +861,11 @@ class Rprop(Optimizer):
 
 
 KINDS: dict[str, type[Optimizer]] = {c.kind: c for c in (SGD, RMSprop, Adam, Adagrad, Adadelta, NAdam, Adamax, Rprop)}
-"""An optimizer for each kind of step."""
+"""An optimizer class for each kind of step."""
 
 
 def _named(where: str, optimizer: Any, lr: float | None) -> Any:
-    """An optimizer from its class name in lower case and its learning rate, or the object that is given instead.
+    """An optimizer from its class name in lower case and its learning rate; any other object is returned as it is.
 
     Raises
     ------

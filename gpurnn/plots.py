@@ -1,7 +1,7 @@
 """Pictures of training runs, forecasts and alignments. They need matplotlib.
 
-Each function returns the axes that it drew in, so that you can go on. ``axes.figure`` is their figure; pyplot does not
-know it.
+Each function returns the axes that it drew in, so that you can add to them. ``axes.figure`` is their figure; pyplot
+does not manage it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _LABELS = {"bits_per_character": "bits per character", "perplexity": "perplexity
 PathLike = str | os.PathLike[str]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Those of Okabe and Ito, which people with any kind of colour vision tell apart."""
+"""The colours of Okabe and Ito, which people with any kind of colour vision can distinguish."""
 
 DASHES = ("-", "--", "-.", ":")
 
 
 def line(k: int) -> dict[str, Any]:
-    """The colour and the dashes of the line number k; the dashes tell lines apart in a print without colours."""
+    """The colour and dashes of line k; the dashes distinguish lines in a print without colours."""
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
 
 
 def new_figure(where: str, width: float, height: float) -> Figure:
-    """An empty figure, in inches; ``where`` is who needs it, for the message where there is no matplotlib."""
+    """An empty figure of this size in inches; ``where`` is the caller's name for the error if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -50,7 +50,7 @@ def new_figure(where: str, width: float, height: float) -> Figure:
 
 
 def panel(where: str, width: float, height: float, ax: Axes | None) -> Axes:
-    """The caller's axes, or those of a new figure of this size in inches."""
+    """The caller's axes, or the axes of a new figure of this size in inches."""
     if ax is None:
         return new_figure(where, width, height).add_subplot()
     if not hasattr(ax, "get_xlabel"):
@@ -59,14 +59,14 @@ def panel(where: str, width: float, height: float, ax: Axes | None) -> Axes:
 
 
 def whole_numbers(axis: Any) -> None:
-    """Let an axis have ticks at whole numbers only."""
+    """Place the ticks of an axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def write(where: str, figure: Any, path: PathLike | None) -> None:
-    """Write the figure to ``path`` if there is one: whole, or the file there stays as it was."""
+    """Write the figure to ``path``, if given, atomically."""
     if path is not None:
         _checks.path(where, "path", path)
         picture, target = io.BytesIO(), Path(path)
@@ -83,15 +83,15 @@ def loss_curve(
 ) -> Axes:
     """The training and the validation loss over the training steps, of one run or of several together.
 
-    The loss is drawn in bits per character or as perplexity where all metrics have it, and otherwise in the unit that
-    the metrics name: nats per target for a cross-entropy, a squared error for a forecaster. The thin line is what the
-    metrics hold, the thick one its moving average. The validation loss has markers; of several runs, each has a colour.
+    The loss is drawn in bits per character or as perplexity if all metrics have it, and otherwise in the unit that the
+    metrics name: nats per target for a cross-entropy, a squared error for a forecaster. The thin line is the recorded
+    loss, the thick line its moving average. The validation loss has markers. Each of several runs has its own colour.
 
     Parameters
     ----------
     metrics : path, list of dict, or dict of str to these
         The ``metrics.jsonl`` of a `Trainer`, or its ``history``. A damaged line of a file is left out with a warning.
-        For several runs: a dict of each by its name in the legend.
+        For several runs: a dict of these, by the run's name in the legend.
     path : path, optional
         Where to write the picture; its suffix says the format.
     ax : matplotlib.axes.Axes, optional
@@ -107,7 +107,7 @@ def loss_curve(
         matplotlib is not installed.
     ValueError, TypeError
         There is no training loss in the metrics, the losses of several runs have different units, or an argument is
-        not what is expected.
+        invalid.
     OSError
         A file of metrics cannot be read.
 
@@ -142,7 +142,7 @@ def loss_curve(
     if None not in units:
         label = f"loss ({units.pop()})"
     for name, words in _LABELS.items():
-        # A run that was resumed with another metric has it in a part of its records only.
+        # A run that was resumed with another metric has that metric only in some of its records.
         if all(name in r for r in all_training) and all(f"validation_{name}" in r for r in all_validation):
             unit, label = name, words
 
@@ -170,7 +170,7 @@ def loss_curve(
 
 
 def _losses(name: str, metrics: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The records of the training and of the validation loss of a run."""
+    """The records with a training loss, and those with a validation loss, of one run."""
     if isinstance(metrics, (str, os.PathLike)):
         _checks.path("loss_curve", name, metrics)
         metrics = _metrics.read(metrics).records
@@ -184,7 +184,7 @@ def _losses(name: str, metrics: Any) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """The moving average over a twentieth of the values, centred, and so over fewer of them towards the ends."""
+    """The centred moving average over a twentieth of the values; over fewer values near the ends."""
     smoothed = []
     for i in range(len(values)):
         reach = min(len(values) // 40, i, len(values) - 1 - i)
@@ -203,21 +203,21 @@ def forecast(
     start: int = 0,
     times: Sequence[Any] | None = None,
 ) -> NDArray[Any]:
-    """A series, what is forecast to follow it, and the prediction interval; a panel for each feature.
+    """Draw a series, its forecast and the prediction interval; a panel for each feature.
 
     Parameters
     ----------
     history : (T,) or (T, features) array, pandas or polars series, or pandas table
-        The series that the forecast continues, or the end of it. A pandas index says when.
+        The series that the forecast continues, or the end of it. A pandas index gives the times.
     forecast : Forecast
-        Of `gpurnn.Forecaster.forecast`. Its further quantiles are drawn too, two that lie alike around the middle as an
-        interval.
+        The result of `gpurnn.Forecaster.forecast`. Its further quantiles are drawn too. Two quantiles q and 1 - q are
+        drawn as an interval.
     path : path, optional
         Where to write the picture; its suffix says the format.
     actual : (steps,) or (steps, features) array, optional
         The values that followed, drawn with the forecast.
     names : sequence of str, optional
-        What each feature is, with its unit: the labels of the vertical axes.
+        The name of each feature, with its unit: the labels of the vertical axes.
     start : int
         The time of the first value of ``history``, such as a year.
     times : sequence of T + steps numbers, dates or datetimes, optional
@@ -284,7 +284,7 @@ def forecast(
 def draw_forecast(
     axes: Any, times: Sequence[Any], history: Any, ahead: Sequence[Any], forecast: Forecast, actual: Any = None
 ) -> None:
-    """Draw a series (T,) at its times, its forecast of (steps,) arrays and what came then into one panel."""
+    """Draw into one panel a series (T,) at its times, its forecast of (steps,) arrays and the values that followed."""
     axes.plot(times, history, color="black", linewidth=1.2, label="history")
     if actual is not None:
         axes.plot(ahead, actual, color="black", marker="o", markersize=3, linewidth=0.8, label="actual")
@@ -317,12 +317,12 @@ def alignment(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Where a decoder looked: alpha_ts, the share of its attention that target symbol t gives to source symbol s.
+    """Draw a decoder's attention: alpha_ts, the share that target symbol t gives to source symbol s.
 
     Parameters
     ----------
     weights : (T, S) array
-        As `gpurnn.Translator.alignment` returns it.
+        The result of `gpurnn.Translator.alignment`.
     source, target : sequences of S and T str
     path : path, optional
         Where to write the picture; its suffix says the format.
@@ -368,20 +368,20 @@ def alignment(
 def expectations(
     model: LanguageModel, text: str, path: PathLike | None = None, *, guesses: int = 5, ax: Axes | None = None
 ) -> Axes:
-    """Draw what a language model expects at each place of a text, after all that comes before it.
+    """Draw the tokens that a language model expects at each place of a text, given all text before it.
 
-    Below each token w_t of the text are the likeliest tokens v by P(w_t = v | w_1 .. w_{t-1}), the first at the top.
-    The darker a guess, the surer it is; a frame marks the one that is right.
+    Below each token w_t of the text are the likeliest tokens v by P(w_t = v | w_1 .. w_{t-1}), the likeliest at the
+    top. A darker guess is more probable. A frame marks the correct one.
 
     Parameters
     ----------
     model : gpurnn.LanguageModel
     text : str
-        A line of it, of about 70 characters, fits on a page.
+        About 70 characters fit on the width of a page.
     path : path, optional
         Where to write the picture; its suffix says the format.
     guesses : int
-        How many are shown at each place.
+        How many guesses are shown at each place.
     ax : matplotlib.axes.Axes, optional
         Where to draw, instead of in a new figure.
 
@@ -458,7 +458,7 @@ def _frame(corner: tuple[float, float]) -> Any:
 
 
 def _visible(symbol: str) -> str:
-    """A symbol as a label: white space cannot be seen."""
+    """A label for a symbol, with white space made visible."""
     return {" ": "\u2423", "\n": "\\n", "\t": "\\t"}.get(symbol, symbol)
 
 

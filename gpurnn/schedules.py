@@ -1,4 +1,4 @@
-"""Learning rates, and probabilities of teacher forcing, as functions of the step: the number of updates made before.
+"""Learning rates, and probabilities of teacher forcing, as functions of the step: the number of earlier updates.
 
 A schedule has no state, so training resumes from the step alone. The exception is `ReduceOnPlateau`: it depends on the
 validation losses, and training saves its state. `gpurnn.Trainer` takes one schedule as ``schedule``, for the learning
@@ -12,8 +12,8 @@ linear             max(eps_min, k - c t)           `Linear(k, c, eps_min)`
 inverse sigmoid    k / (k + exp(t / k))            `InverseSigmoid(k)`
 =================  ==============================  ===========================
 
-`gpurnn.Trainer` and ``fit`` also take the name of a schedule of the learning rate, which begins with, or rises to, the
-learning rate lr of the optimizer, over the T steps of the run:
+`gpurnn.Trainer` and ``fit`` also take the name of a learning-rate schedule. It covers the T steps of the run, and
+begins at, or rises to, the optimizer's learning rate lr:
 
 ==============  ==============================================================
 "constant"      `Constant(lr)`
@@ -43,7 +43,7 @@ def _times_power(value: float, factor: float, exponent: int) -> float:
     """``value`` times ``factor`` to a power; infinity if it is too large for a float."""
     if value == 0 or (factor == 0 and exponent > 0):
         return 0.0
-    # The power may overflow or underflow where its product with the value does not.
+    # The power may overflow or underflow even if its product with the value does not.
     logarithm = exponent * math.log(factor) if factor > 0 else 0.0
     if abs(logarithm) < 600:
         return float(value * factor**exponent)
@@ -68,7 +68,7 @@ class _Schedule(_checks.ListsOptions):
     Raises
     ------
     TypeError
-        An argument is not of the type above.
+        An argument has a wrong type.
     ValueError
         An argument is out of its range.
     """
@@ -134,7 +134,7 @@ class TimeBased(_Schedule):
 @_docs.inherits_parameters
 @dataclass(frozen=True)
 class Exponential(_Schedule):
-    """Exponential decay: lr gamma^step. It is infinite where a gamma above 1 leads past the largest float.
+    """Exponential decay: lr gamma^step. With a gamma above 1 it becomes infinite past the largest float.
 
     As a schedule of teacher forcing this is eps_0 lambda^t.
 
@@ -390,8 +390,8 @@ class CosineWithWarmRestarts(_Schedule):
     """Half a cosine down, repeated from the highest rate: stochastic gradient descent with warm restarts.
 
     final_lr + (lr - final_lr) (1 + cos(pi T_cur / T_i)) / 2, where T_cur is the number of steps since the last restart,
-    and T_i = T_0 T_mult^i that from the i-th restart to the next. At T_cur = T_i the rate restarts instead of reaching
-    the final one.
+    and T_i = T_0 T_mult^i is the number of steps from the i-th restart to the next. At T_cur = T_i the rate restarts
+    instead of reaching the final one.
 
     Parameters
     ----------
@@ -498,8 +498,8 @@ class OneCycle(_Schedule):
     """The one-cycle policy: up to the highest rate, then down to far below the first one, where it stays.
 
     The rate goes from max_lr / div_factor at step 0 to max_lr at pct_start total_steps - 1, and then to
-    max_lr / (div_factor final_div_factor) at total_steps - 1. Where t rises from 0 to 1 in each of the two phases, from
-    a to b, the rate is a + (b - a) t if ``anneal`` is "linear", and a + (b - a) (1 - cos(pi t)) / 2 if it is "cosine".
+    max_lr / (div_factor final_div_factor) at total_steps - 1. In a phase from a to b, while t rises from 0 to 1, the
+    rate is a + (b - a) t if ``anneal`` is "linear", and a + (b - a) (1 - cos(pi t)) / 2 if it is "cosine".
 
     Parameters
     ----------
@@ -518,7 +518,7 @@ class OneCycle(_Schedule):
     References
     ----------
     L. N. Smith, N. Topin, "Super-convergence: very fast training of neural networks using large learning rates", SPIE
-    11006 (2019), section 3. Its lines are straight, and a third one ends the descent; the cosine came in practice.
+    11006 (2019), section 3. The paper uses straight lines, and a third one ends the descent; the cosine came later.
 
     Examples
     --------
@@ -569,12 +569,12 @@ class ReduceOnPlateau(_Schedule):
     """Reduce the learning rate when the validation loss has stopped falling: lr <- max(min_lr, factor lr).
 
     An evaluation is an improvement if its loss L is below the lowest so far, L_best, by more than ``threshold``
-    abs(L_best), or by more than ``threshold`` if the ``threshold_mode`` is "abs". Only then L becomes L_best. After
+    abs(L_best), or by more than ``threshold`` if the ``threshold_mode`` is "abs". Only then does L become L_best. After
     ``patience`` evaluations in a row without improvement, the rate is reduced and counting restarts. The ``cooldown``
     evaluations after a reduction are not counted.
 
-    It is for the learning rate, not for teacher forcing. As its ``schedule``, `gpurnn.Trainer` calls ``observe`` with
-    each validation loss, and saves its state in the checkpoints.
+    It is for the learning rate, not for teacher forcing. A `gpurnn.Trainer` with this ``schedule`` calls ``observe``
+    with each validation loss, and saves the schedule's state in the checkpoints.
 
     Parameters
     ----------
@@ -653,7 +653,7 @@ class ReduceOnPlateau(_Schedule):
             self._failures, self._cooling = 0, self.cooldown
 
     def state_dict(self) -> dict[str, float | int | None]:
-        """The rate and the counts that follow from the losses so far, by name."""
+        """The rate, the best loss and the counts so far, by name."""
         return {"rate": self._rate, "best": self._best, "failures": self._failures, "cooling": self._cooling}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -687,7 +687,7 @@ _BY_NAME: dict[str, Callable[[float, int], _Schedule]] = {
 
 
 def _named(where: str, name: str, lr: float, total_steps: int) -> Any:
-    """The schedule of a name, for a run of ``total_steps`` steps.
+    """The schedule with this name, for a run of ``total_steps`` steps.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""The pool of scratch memory that computations on NumPy arrays borrow from: its limit, and giving it back.
+"""The pool of scratch memory for computations on NumPy arrays: set its limit, and free it.
 
 A layer's large arrays that are needed for one call, or until its pullback is gone, come from a pool, and the next call
-uses them again: fresh memory costs a page fault for every 4 KiB. The pool follows the sizes that a program works with.
-When no buffer fits, it replaces one that is just too small, and gives back those that have not been used for long. All
-threads of a process share the pool, and it is empty in the child of a fork. PyPy and free-threaded CPython do not count
-references exactly, so there the pool stays empty, and setting a limit has no effect.
+uses them again: new memory costs a page fault for every 4 KiB. The pool adapts to the sizes that a program uses. When
+no buffer fits, it replaces one that is just too small, and frees those that have not been used for long. All threads of
+a process share the pool, and it is empty in the child of a fork. PyPy and free-threaded CPython do not count references
+exactly, so there the pool stays empty, and setting a limit has no effect.
 
 The functions have the names of `cupy.cuda.MemoryPool`'s methods. CuPy arrays come from CuPy's own pool, which
 ``cupy.get_default_memory_pool()`` controls.
@@ -36,15 +36,15 @@ _buffers: Any = importlib.import_module(f"{_dispatch.WINGS['numpy']}.buffers")
 
 
 def set_limit(size: int) -> None:
-    """Set the most bytes that the pool may have, 1 GiB by default.
+    """Set the largest number of bytes that the pool may have, 1 GiB by default.
 
-    What goes beyond it is allocated by NumPy, and freed as any other array. Buffers that nothing uses are given back
-    until the pool is within the limit.
+    Memory beyond the limit is allocated by NumPy, and freed like any other array. Unused buffers are freed until the
+    pool is within the limit.
 
     Parameters
     ----------
     size : int
-        Bytes, at least 0. With 0 nothing is kept: unlike in CuPy, where it means that there is no limit.
+        Bytes, at least 0. With 0 nothing is kept; in CuPy, 0 means that there is no limit.
 
     Raises
     ------
@@ -64,14 +64,14 @@ def set_limit(size: int) -> None:
 
 
 def get_limit() -> int:
-    """The most bytes that the pool may have."""
+    """The largest number of bytes that the pool may have."""
     return int(_buffers.get_limit())
 
 
 def free_all_blocks() -> None:
-    """Give back all memory of the pool that nothing uses; what a pullback still needs stays.
+    """Free all unused memory of the pool; memory that a pullback still needs stays.
 
-    It never waits, so that a signal handler can call it: where another call is in the pool, that one gives it back.
+    It never waits, so that a signal handler can call it: if another call is using the pool, that call frees the memory.
 
     Examples
     --------
@@ -84,10 +84,10 @@ def free_all_blocks() -> None:
 
 
 def total_bytes() -> int:
-    """Bytes that the pool has, in use or not."""
+    """The bytes that the pool has, in use or not."""
     return int(_buffers.total_bytes())
 
 
 def used_bytes() -> int:
-    """Bytes of the pool's buffers that are in use: by a computation, or by a pullback that is kept."""
+    """The bytes of the pool's buffers that are in use: by a computation, or by a pullback that still exists."""
     return int(_buffers.used_bytes())

@@ -1,4 +1,4 @@
-"""Estimators of sktime's interface, which its pipelines, searches and evaluations take."""
+"""Estimators with sktime's interface, for its pipelines, searches and evaluations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from . import models
 __all__ = ["Forecaster", "SequenceClassifier"]
 
 _FEW = {"hidden_size": 4, "epochs": 1, "fit_options": {"batch_size": 64}}
-"""Parameters of a fit that is quickly done, for sktime's tests."""
+"""Parameters of a fast fit, for sktime's tests."""
 
 
 class Forecaster(BaseForecaster):
@@ -33,9 +33,9 @@ class Forecaster(BaseForecaster):
     window, hidden_size, num_layers, cell, log, trend, season_length, differences, dropout
         As in `gpurnn.Forecaster`.
     epochs : int, optional
-        None: until the loss on the last tenth of the series no longer falls.
+        None means until the loss on the last tenth of the series no longer falls.
     samples : int
-        Paths from which quantiles are taken.
+        The number of sampled paths from which quantiles are taken.
     options : dict, optional
         Further options of `gpurnn.Forecaster`, by name.
     fit_options : dict, optional
@@ -51,7 +51,7 @@ class Forecaster(BaseForecaster):
     Raises
     ------
     ValueError, TypeError, FloatingPointError
-        In ``fit`` and ``predict``, as `gpurnn.Forecaster` does; or X has no row for a step up to the last.
+        In ``fit`` and ``predict``, as `gpurnn.Forecaster`; or X lacks a row for one of the steps up to the last.
 
     Examples
     --------
@@ -150,7 +150,7 @@ class Forecaster(BaseForecaster):
         return pd.DataFrame(np.stack(values, axis=1).astype(np.float64), fh.to_absolute_index(self.cutoff), columns)
 
     def _ahead(self, fh: Any, X: pd.DataFrame | None) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
-        """The steps to be forecast, from 1, and the covariates of the past and of all steps up to the last."""
+        """The steps to forecast, from 1, and the covariates of the past and of all steps up to the last."""
         steps = fh.to_relative(self.cutoff).to_numpy().astype(np.int64)
         known = self._past[1]
         if known is None or X is None:
@@ -180,7 +180,7 @@ class SequenceClassifier(BaseClassifier):
     hidden_size, num_layers, cell, bidirectional, pooling, dropout
         As in `gpurnn.SequenceClassifier`.
     epochs : int, optional
-        None: until the loss on a tenth of the examples no longer falls.
+        None means until the loss on a tenth of the examples no longer falls.
     options : dict, optional
         Further options of `gpurnn.SequenceClassifier`, by name.
     fit_options : dict, optional
@@ -196,7 +196,7 @@ class SequenceClassifier(BaseClassifier):
     Raises
     ------
     ValueError, TypeError, FloatingPointError
-        In ``fit`` and ``predict``, as `gpurnn.SequenceClassifier` does.
+        In ``fit`` and ``predict``, as `gpurnn.SequenceClassifier`.
 
     Examples
     --------
@@ -262,7 +262,7 @@ class SequenceClassifier(BaseClassifier):
 
 
 def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """The rows of both in order, and the new one of a time that both have."""
+    """The rows of both tables in order; where both have a time, the new row."""
     both = pd.concat([old, new])
     return both[~both.index.duplicated(keep="last")].sort_index()
 

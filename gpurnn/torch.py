@@ -1,10 +1,10 @@
-"""Recurrent layers as PyTorch modules, in the place of those of `torch.nn`, with gpurnn's kernels and gradients.
+"""Recurrent layers as PyTorch modules that replace those of `torch.nn`, with gpurnn's kernels and gradients.
 
-`IndRNN`, `MinGRU` and `MinLSTM`, which `torch.nn` has not, are called in the same way.
+`IndRNN`, `MinGRU` and `MinLSTM`, which `torch.nn` does not have, are called in the same way.
 
 Change the import, and a program runs as before: constructors, names of parameters, packed sequences and unbatched input
-are those of `torch.nn`. Every option of the layers of gpurnn is there too, and so are ``lengths`` and ``resets``, on
-the device of the input. CPU tensors are computed with by gpurnn's CPU wing, CUDA tensors by its kernels, through CuPy.
+are those of `torch.nn`. Every option of gpurnn's layers is available too, and so are ``lengths`` and ``resets``, on the
+device of the input. gpurnn's CPU wing computes for CPU tensors, its CUDA kernels for CUDA tensors, through CuPy.
 
 Examples
 --------
@@ -50,7 +50,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "IndRNN", "LSTMCell", "MinGRU", "Min
 
 
 class _Kept(np.ndarray[Any, Any]):
-    """The number of a pullback, as memory of a tensor. The pullback lives as long as that memory does."""
+    """The number of a pullback, stored in a tensor's memory. The pullback lives as long as that memory does."""
 
     pullback: Any
 
@@ -67,18 +67,18 @@ def _keep(pullback: Any) -> torch.Tensor:
 
 
 def _description(layer: Recurrent) -> str:
-    """The configuration of a layer as a text, which an operator takes as an argument."""
+    """The configuration of a layer as a text, which an operator can take as an argument."""
     config = {name: value for name, value in layer.config().items() if name != "dtype"}
     return json.dumps({"cell": layer.cell.name, **config})
 
 
 @functools.lru_cache(256)
 def _layer(described: str) -> Recurrent:
-    """The layer of a description, of which only the configuration counts."""
+    """The layer with this description; only its configuration is used."""
     config = json.loads(described)
     kind: Any = LAYERS[config.pop("cell")]
     layer: Recurrent = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in config.items()}, init="zeros")
-    layer.params.keys()  # made here once, and not in each copy
+    layer.params.keys()  # makes them here once, and not in each copy
     return layer
 
 
@@ -89,7 +89,7 @@ def _array(name: str, tensor: torch.Tensor) -> Any:
 
 
 def _states(layer: Recurrent, state: Any) -> tuple[Any, Any]:
-    """h and c from a state, or None for the c that there is not."""
+    """h and c of a state; c is None if the cell has none."""
     return state if layer.cell.states == 2 else (state, None)
 
 
@@ -109,7 +109,7 @@ def _recurrence(
     described: str,
     training: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, the final h and c, and the number of the pullback. ``c`` is empty where the cell has none."""
+    """y, the final h and c, and the number of the pullback. ``c`` is empty if the cell has none."""
     layer = copy.copy(_layer(described))
     layer.params = {name: _array(name, w) for name, w in zip(layer.params, weights, strict=True)}
     state: Any = _array("hx", h)
@@ -147,7 +147,7 @@ def _recurrence_backward(
     weights: list[torch.Tensor],
     described: str,
 ) -> list[torch.Tensor]:
-    """The gradients of x, h, c and the weights. The pullback reads their memory; here they say only the shapes."""
+    """The gradients of x, h, c and the weights. The pullback reads their memory; here they only give the shapes."""
     layer = _layer(described)
     kept = _kept.get(int(handle))
     if kept is None:
@@ -177,7 +177,7 @@ def _(handle, dy, dh, dc, x, h, c, weights, described):  # type: ignore[no-untyp
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, h, c, weights, _, _, _, ctx.described, _ = inputs
-    # That they are saved also lets autograd notice if they are changed before the backward pass reads them.
+    # Saving them also lets autograd notice if they are changed before the backward pass reads them.
     ctx.save_for_backward(output[3], x, h, c, *weights)
 
 
@@ -193,15 +193,15 @@ _recurrence.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _own_options(kind: type[Recurrent]) -> dict[str, Any]:
-    """The options of a layer that `torch.nn`'s module has not, with their defaults."""
+    """The options of a layer that `torch.nn`'s module lacks, with their defaults."""
     shown, others = inspect.signature(kind).parameters.values(), ("init", "dtype", "rng", "proj_size")
     return {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY and p.name not in others}
 
 
 class _Module(torch.nn.RNNBase):
-    """A recurrent module: what `torch.nn`'s share, and what gpurnn adds.
+    """A recurrent module: what `torch.nn`'s modules have in common, and what gpurnn adds.
 
-    It is no subclass of `torch.nn.LSTM` and its kin, as `torch.compile` traces none of those.
+    It is not a subclass of `torch.nn.LSTM` or its siblings, because `torch.compile` does not trace those.
     """
 
     _kind: Any
@@ -209,7 +209,7 @@ class _Module(torch.nn.RNNBase):
     _pair = False
     """Whether the state is a pair (h, c)."""
     _is_in_torch = True
-    """Whether `torch.nn` has a module of the kind, and so its initial parameters."""
+    """Whether `torch.nn` has a module of this kind, which then sets the initial parameters."""
 
     def __init__(self, mode: str, own: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         if mode != "LSTM" and "proj_size" in own:
@@ -220,7 +220,7 @@ class _Module(torch.nn.RNNBase):
         self._fit()
 
     def __init_subclass__(cls) -> None:
-        """Show in the signature what ``**options`` are."""
+        """Show the names of ``**options`` in the signature."""
         super().__init_subclass__()
         signature = inspect.signature(cls.__init__)
         own = {**_own_options(cls._kind), **cls._defaults}
@@ -233,11 +233,11 @@ class _Module(torch.nn.RNNBase):
         cls.__signature__ = signature.replace(parameters=shown[1:])
 
     def _translated(self) -> dict[str, Any]:
-        """Options of gpurnn from those of the module of `torch.nn`."""
+        """gpurnn's options for the arguments that are specific to the `torch.nn` module."""
         return {}
 
     def _fit(self) -> None:
-        """Have the parameters that the layer of gpurnn has, in its order."""
+        """Make the parameters match those of gpurnn's layer, in its order."""
         initial = {"init": "zeros"} if self._is_in_torch else {"rng": int(torch.randint(2**62, (), device="cpu"))}
         layer = self._kind(
             self.input_size, self.hidden_size, self.num_layers, self.bias, False,
@@ -269,7 +269,7 @@ class _Module(torch.nn.RNNBase):
                         torch.nn.init.uniform_(getattr(self, name), -(self.hidden_size**-0.5), self.hidden_size**-0.5)
 
     def flatten_parameters(self) -> None:
-        """Nothing: the kernels read parameters wherever they are."""
+        """No-op: the kernels read parameters wherever they are stored."""
 
     def extra_repr(self) -> str:
         usual = {**_own_options(self._kind), "proj_size": self.proj_size, **self._defaults}
@@ -277,7 +277,7 @@ class _Module(torch.nn.RNNBase):
         return ", ".join([super().extra_repr(), *shown])
 
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None, resets: Any = None) -> Any:
-        """The output and the final state, as `torch.nn` has them.
+        """Return the output and the final state, in the form of `torch.nn`.
 
         Parameters
         ----------
@@ -286,8 +286,8 @@ class _Module(torch.nn.RNNBase):
         hx : Tensor or pair of them, optional
             The initial state, zero by default.
         lengths : (B,) integer Tensor, optional
-            Steps of each sequence that exist, in any order, zero allowed: instead of a packed sequence, and on the
-            device of the input. The output is zero past them.
+            The number of steps of each sequence, in any order, zero allowed. Pass it instead of a packed sequence, on
+            the device of the input. The output is zero past the lengths.
         resets : (T, B) bool Tensor, optional
             (B, T) with ``batch_first``. True where a new sequence starts: no state crosses from the step before it.
         """
@@ -329,7 +329,7 @@ class _Module(torch.nn.RNNBase):
         return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
 
     def _initial(self, x: Any, hx: Any, batched: bool, order: Any) -> tuple[Any, Any]:
-        """h and c as the operator takes them, from what the caller gave."""
+        """Convert the caller's state to the h and c that the operator takes."""
         pair = self._pair
         rows = self.num_layers * (2 if self.bidirectional else 1)
         shapes = ((rows, x.size(1), self.proj_size or self.hidden_size), (rows, x.size(1), self.hidden_size))
@@ -366,7 +366,7 @@ def _called(
     pair: bool,
     random: bool,
 ) -> tuple[Any, Any]:
-    """y and the final state, as a pair where there is a c."""
+    """y and the final state, which is a pair if the cell has a c."""
     of_weights = weights[0].dtype
     if x.dtype != of_weights and x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
         x, state = x.to(of_weights), (state[0].to(of_weights), state[1].to(of_weights))
@@ -377,12 +377,12 @@ def _called(
 
 
 def recurrence(layer: Recurrent, x: Any, state: tuple[Any, ...], weights: list[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The output (T, B, H) and the final state of a layer of gpurnn, with weights in the place of its parameters.
+    """The output (T, B, H) and the final state of a gpurnn layer, with ``weights`` in place of its parameters.
 
     Parameters
     ----------
     layer : Recurrent
-        Only its configuration counts: one layer in one direction.
+        One layer in one direction. Only its configuration is used.
     x : (T, B, input_size) Tensor
     state : tuple of (B, H) Tensors
     weights : list of Tensors
@@ -475,7 +475,7 @@ class LSTM(_Module):
 
 
 class GRU(_Module):
-    """`torch.nn.GRU`, and with ``reset_after=False, update="candidate"`` the textbook's; see `gpurnn.GRU`.
+    """`torch.nn.GRU`, or with ``reset_after=False, update="candidate"`` the textbook's GRU; see `gpurnn.GRU`.
 
     Examples
     --------
@@ -508,7 +508,7 @@ class GRU(_Module):
 
 
 class _OwnModule(_Module):
-    """A recurrent module that `torch.nn` has not, with the arguments and the initial parameters of gpurnn's layer."""
+    """A recurrent module that `torch.nn` lacks, with the arguments and the initial parameters of gpurnn's layer."""
 
     _kind: Any = layers.IndRNN
     _is_in_torch = False
@@ -533,7 +533,7 @@ class _OwnModule(_Module):
 
 
 class IndRNN(_OwnModule):
-    """`gpurnn.IndRNN` as a module: its calls are those of `torch.nn.RNN`, and each unit reads only its own state.
+    """`gpurnn.IndRNN` as a module: it is called like `torch.nn.RNN`, and each unit reads only its own state.
 
     Examples
     --------
@@ -546,7 +546,7 @@ class IndRNN(_OwnModule):
 
 
 class MinGRU(_OwnModule):
-    """`gpurnn.MinGRU` as a module: its calls are those of `torch.nn.GRU`, and its gates do not read the state.
+    """`gpurnn.MinGRU` as a module: it is called like `torch.nn.GRU`, and its gates do not read the state.
 
     Examples
     --------
@@ -575,7 +575,7 @@ class MinLSTM(_OwnModule):
 
 
 class _Cell(torch.nn.RNNCellBase):
-    """A step, as a sequence of one."""
+    """One step, computed as a sequence of length 1."""
 
     _kind: Any
     _pair = False
@@ -589,7 +589,7 @@ class _Cell(torch.nn.RNNCellBase):
         return {}
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """The state after the step, (B, hidden_size) of input (B, input_size), or both without the first axis."""
+        """Return the new state (B, hidden_size) from input (B, input_size), or both without the first axis."""
         name, pair = type(self).__name__, self._pair
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")

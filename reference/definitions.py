@@ -1,7 +1,7 @@
-"""The definitions of optimizers, losses and minimal cells, as papers have them: fast forms are checked against these.
+"""Definitions of optimizers, losses and minimal cells, in the form of the papers. Tests check fast forms against them.
 
 The step t of an optimizer, from 1, changes one parameter p and its slots in place: p <- shrink p - step. The optimizer
-``o``, of `gpurnn.optimizers`, has the hyperparameters. Its slots come last, None for one that it does without.
+``o``, of `gpurnn.optimizers`, has the hyperparameters. Its slots come last; None is a slot that it does not need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sgd(o: SGD, t: int, p: Array, g: Array, shrink: float, b: Array | None) -> None:
-    """Momentum: Polyak 1964; Nesterov's as in Sutskever et al. 2013."""
+    """Momentum: Polyak 1964; Nesterov's form as in Sutskever et al. 2013."""
     g = g + o.weight_decay * p
     if b is not None:
         b[...] = g if t == 1 else o.momentum * b + (1 - o.dampening) * g
@@ -106,8 +106,8 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """-sum_k q_k log softmax(logits)_k of each row (N,), and its gradient (N, V).
 
-    q is the label's distribution, smoothed over all V classes (Szegedy et al. 2016), times the weights of the classes
-    (V,); ``weights`` (N,) are those of the rows.
+    q is the label's distribution, smoothed over all V classes (Szegedy et al. 2016), times ``class_weights`` (V,);
+    ``weights`` (N,) are the weights of the rows.
     """
     N, V = logits.shape
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -133,7 +133,7 @@ def mingru(k: Array, p: Array, h0: Array) -> Array:
 
 
 def minlstm(i: Array, f: Array, p: Array, h0: Array) -> Array:
-    """The same of a minimal LSTM, from the arguments of its gates i and f."""
+    """h (T, B, H) of a minimal LSTM in log space, from the arguments i and f of its gates and p of its candidate."""
     difference = _softplus(-f) - _softplus(-i)
     return _log_scan(-_softplus(difference), -_softplus(-difference) + _log_candidate(p), h0)
 
@@ -149,9 +149,9 @@ def _log_candidate(p: Array) -> Array:
 
 
 def _log_scan(log_a: Array, log_b: Array, h0: Array) -> Array:
-    """h_t = a_t h_{t-1} + b_t of numbers that are not negative, from their logarithms (Heinsen 2023)."""
+    """h_t = a_t h_{t-1} + b_t for non-negative numbers, from their logarithms (Heinsen 2023)."""
     total = np.cumsum(log_a, axis=0)
-    with np.errstate(divide="ignore"):  # of an initial state of zero
+    with np.errstate(divide="ignore"):  # log of an initial state of zero
         terms = np.concatenate([np.log(h0)[None], log_b - total])
     h: Array = np.exp(total + np.logaddexp.accumulate(terms)[1:])
     return h

@@ -1,8 +1,8 @@
 """A layer's whole recurrence over time, in one direction or two, forward and backward.
 
-The loop here knows time: the order of the steps, lengths, resets and what is carried from step to step. What a step
-does is the cell's (`cells/`). Backpropagation through time is exact: Werbos, "Backpropagation through time: what it
-does and how to do it", Proc. IEEE 78 (1990). Truncating it is the caller's choice of what to call it on.
+The loop here handles time: the order of the steps, lengths, resets and what is carried from step to step. The cells
+(`cells/`) define a step. Backpropagation through time is exact: Werbos, "Backpropagation through time: what it does and
+how to do it", Proc. IEEE 78 (1990). A caller truncates it by calling the functions on parts of a sequence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Saved:
 
 
 def wavefront(cell: Cell, T: int, B: int, H: int, D: int, layers: int, like: Array) -> None:
-    """None: layers run one after another, as each has the whole processor."""
+    """Return None: layers run one after another, because each uses the whole processor."""
 
 
 def check_lengths(where: str, lengths: Array | None, T: int) -> None:
@@ -75,29 +75,29 @@ def recurrence_forward(
     state : tuple of (D, B, H) arrays
         The state before the first step of each direction: ``(h,)``, for the LSTM ``(h, c)``.
     lengths : (B,) integer array, optional
-        Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
+        The number of steps of each row, in any order, zero allowed. x is not read past it.
     resets : (T, B) bool array, optional
         True where a new sequence starts at step t: no state crosses from t - 1 to t, nor from t to t - 1.
     exists : (T, B) bool array, optional
-        False at the steps that a row does not have, in any pattern, besides those past its length. Its state stays
-        there, unless a reset zeroes it. What x holds there is not read, and y is zero.
+        False at the steps that a row does not have, in any pattern; steps past its length do not exist either. There
+        the state stays, unless a reset zeroes it, x is not read, and y is zero.
     repeats : bool
-        Whether y is, at those steps within the length, the h that stays instead.
+        Whether y at missing steps within the length is the h that stays, instead of zero.
     mask : (D, B, H) array, optional
         Multiplies h_{t-1} wherever it enters a product with w_hh, the same at every step.
     step_masks : (M, D, T, B, H) array, optional
-        Those that ``cell.step_masks`` names.
+        The masks that ``cell.step_masks`` names.
     training : bool
-        Keep what `recurrence_backward` needs.
+        Whether to keep the values that `recurrence_backward` needs.
 
     Returns
     -------
     y : (T, B, D*H) array
-        h_t of each direction, exactly zero where a row has no step, unless it ``repeats``.
+        h_t of each direction, exactly zero where a row has no step, except with ``repeats``.
     state : tuple of (D, B, H) arrays
         The state after each row's last step.
     saved
-        For `recurrence_backward`; None unless ``training``.
+        The values for `recurrence_backward`; None unless ``training``.
     """
     T, B, I = x.shape
     check_lengths(cell.name, lengths, T)
@@ -110,7 +110,7 @@ def recurrence_forward(
     y = np.empty((T, B, D * H), x.dtype)
     final = tuple(np.empty_like(s) for s in state)
     saved = []
-    # A column of ones makes the bias a part of the product, and its gradient one of the weights'.
+    # A column of ones makes the bias a part of the product, and its gradient a part of the weight's gradient.
     x1 = empty((T, B, I + 1), x.dtype)
     x1[:, :, :I], x1[:, :, I] = x, 1
     for d, direction in enumerate(weights):
@@ -142,11 +142,11 @@ def _forward(
 
     steps = module_of(cell).Steps(cell, weights, T, B, training)
     w1 = steps.input_rows.factors(w_ih, steps.input_bias(weights), few=B == 1)
-    # W_ih x of one chunk: a product for each step, so that a step alone gives the bits that it has in a sequence.
+    # W_ih x of one chunk: a product for each step, so that a step alone gives the same bits as in a sequence.
     xw = empty((len(w1), min(recurrence_chunk(B), T), B, H), dtype)
 
-    # Row t of `h` is the state that leaves step t, row t of `h_in` what enters its product with w_hh. Training keeps
-    # them in arrays of its own, so that what a caller does to y cannot reach the gradients.
+    # Row t of `h` is the state that leaves step t, row t of `h_in` the factor of its product with w_hh. Training keeps
+    # them in separate arrays, so that a caller's changes to y cannot affect the gradients.
     h, h_in, h_prev = y, y, state[0]
     if training:
         states = empty((T + 1, B, H), dtype)
@@ -186,7 +186,7 @@ def _forward(
     if clock.zero is not None:
         np.copyto(y, 0, where=clock.zero)
     if clock.past is not None and training:
-        # Times the gradients there, which are zero, a NaN or an infinity would reach those of the weights.
+        # The gradients there are zero, but NaN or infinity times zero would spread to the weights' gradients.
         for operand in (h_in, *steps.operands):
             np.copyto(operand, 0, where=clock.past)
     return _Saved(cell, clock, steps, x1, h_in, steps.input_rows.signed(w_ih), mask) if training else None
@@ -203,22 +203,22 @@ def recurrence_backward(
     Parameters
     ----------
     saved
-        From `recurrence_forward`; it is not changed.
+        The values from `recurrence_forward`; they are not changed.
     dy : (T, B, D*H) array, optional
-        Gradient of y; what it holds where y is zero is not read. None for zero.
+        The gradient of y; it is not read where y is zero. None for zero.
     dstate : tuple of (D, B, H) arrays
-        Gradient of the final state; None for zero.
+        The gradient of the final state; None for zero.
     dweights : one dict per direction, optional
-        The gradients of the weights from the steps that come after these, to which those of these steps are added. See
+        The gradients of the weights from the steps after these, to which the gradients from these steps are added. See
         `recurrence_chunk`.
 
     Returns
     -------
     dx : (T, B, I) array
     dweights : one dict per direction
-        Gradients of the parameters by name; those of the biases also where there was none.
+        The gradients of the parameters by name, with gradients of biases even if there were none.
     dstate : tuple of (D, B, H) arrays
-        Gradient of the initial state.
+        The gradient of the initial state.
     """
     first = saved[0]
     if isinstance(first, Unrolled):
@@ -253,14 +253,14 @@ def _backward(
     T, B, H = kept.h_in.shape
     (rows, I), dtype = kept.w_ih.shape, kept.w_ih.dtype
     dw1, shapes = empty((rows, I + 1), dtype), kept.cell.shapes(input_size=I, hidden_size=H)
-    # Of what the steps multiply; the gradients of weight_ih and bias_ih are in dw1.
+    # The gradients of the weights in the steps; the gradients of weight_ih and bias_ih are in dw1.
     dhidden = {name: np.empty(shape, dtype) for name, shape in shapes.items() if not name.endswith("_ih")}
     if later is not None:
         dw1[:, :I], dw1[:, I] = later["weight_ih"], later["bias_ih"]
         for name, gradient in dhidden.items():
             gradient[...] = later[name]
     first = later is None
-    # Those of one chunk, in the order of the steps.
+    # The gradients of one chunk's gates, in the order of the steps.
     gates = empty((min(recurrence_chunk(B), T), B, steps.slots, H), dtype)
     scratch = empty((2, B, H), dtype)
     dh = carried[0]

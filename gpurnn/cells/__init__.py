@@ -1,4 +1,4 @@
-"""The recurrent cells: what each is, its options and its switches. Both wings read these, and hold the equations."""
+"""Descriptions of the recurrent cells and their options. Both wings read them; the wings hold the equations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 CELLS: dict[str, type[Cell]] = {cell.name: cell for cell in (Vanilla, LSTM, GRU)}
-"""Every cell with a product with W_hh in its steps, by its name: each works in all schedules."""
+"""The cells whose steps have a product with W_hh, by name: each works in all schedules."""
 
 ELEMENTWISE: dict[str, type[Cell]] = {cell.name: cell for cell in (IndRNN, MinGRU, MinLSTM)}
-"""Every cell whose units do not read each other, by its name: see ``functional/_elementwise.py``."""
+"""The cells whose units do not read each other, by name: see ``functional/_elementwise.py``."""

@@ -1,4 +1,4 @@
-"""The activations that a cell's gates, candidate and output may have, by name, with their numbers alpha and beta."""
+"""The activations of a cell's gates, candidate and output, by name, with their numbers alpha and beta."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Name = Literal[
     "elu", "softsign", "softplus",
 ]  # fmt: skip
 Activation: TypeAlias = Name | tuple[Name, float] | tuple[Name, float, float]
-"""A name, or a pair or triple of a name, its alpha and its beta."""
+"""A name, or a tuple of a name, alpha and, for some, beta."""
 
 NUMBERS: dict[str, tuple[float, ...]] = {
     "affine": (1.0, 0.0),
@@ -23,14 +23,14 @@ NUMBERS: dict[str, tuple[float, ...]] = {
     "hard_sigmoid": (0.2, 0.5),
     "elu": (1.0,),
 }
-"""The values of alpha and beta where none are given, of each activation that has them."""
+"""The default alpha and beta of each activation that has them."""
 
 
 NAMES: tuple[Any, ...] = get_args(Name)
 
 
 class AnyActivation(tuple[Any, ...]):
-    """An activation that a kernel chooses at run time: "any", its place among `NAMES`, alpha and beta."""
+    """An activation that a kernel chooses at run time: "any", its index in `NAMES`, alpha and beta."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class AnyActivation(tuple[Any, ...]):
 
 
 def name_of(activation: Activation) -> str:
-    """The name alone."""
+    """The name of an activation, without its numbers."""
     return activation if isinstance(activation, str) else activation[0]
 
 
@@ -55,12 +55,12 @@ def numbers_of(activation: Activation) -> tuple[float, ...]:
 
 
 def check(where: str, option: str, value: Any) -> Activation:
-    """``value`` as an activation, a name alone where its numbers are those that it has by default.
+    """Return ``value`` as an activation, as a name alone if its numbers are the defaults.
 
     Raises
     ------
     TypeError, ValueError
-        It is no activation, or has more numbers than the activation takes.
+        ``value`` is not an activation, or has more numbers than the activation takes.
     """
     if isinstance(value, AnyActivation):
         return cast(Activation, value)
@@ -75,7 +75,7 @@ def check(where: str, option: str, value: Any) -> Activation:
 
 
 def value(xp: Any, activation: Activation, a: Array) -> Array:
-    """f(a), of arrays of any library: where speed and the last digits do not count."""
+    """f(a) for arrays of any library, where speed and the last digits do not matter."""
     name, (alpha, beta) = name_of(activation), (*numbers_of(activation), 0.0, 0.0)[:2]
     zero = xp.zeros_like(a)
     functions: dict[str, Callable[[], Array]] = {

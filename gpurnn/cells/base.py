@@ -20,7 +20,7 @@ RECURRENT_WEIGHT = "weight_hh"
 """The name of every recurrent weight W_hh contains this: ``weight_hh_l0``, ``encoder.weight_hh_l1_reverse``."""
 
 NORMS = {"norm_ih": "layer_norm", "norm_hh": "layer_norm"}
-"""The parameters of layer norm that every cell has, as `Cell.implied` has them."""
+"""The parameters of layer norm, the same in every cell, in the form of `Cell.implied`."""
 
 NORM_TEXTS = {
     "norm_ih": "Weights of the normalised W_ih x: see ``layer_norm`` of the layer.",
@@ -30,45 +30,45 @@ NORM_TEXTS = {
 ZONEOUT_H = (
     "Where it is 1, h keeps its value of the step before, and where it is 0 it does not: in place of ``zoneout``."
 )
-"""Text of docstrings."""
+"""A text for docstrings."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent cell: gates, states and options. Its equations are the wings'.
+    """A recurrent cell: its gates, states and options. The wings define its equations.
 
     A cell has three files of one name: its description here, ``reference/cells/X.py`` and ``kernels/cells/X.cuh``.
-    A subclass is a frozen dataclass whose fields are the options that its users choose, each of one of these types,
-    with a default: a bool; a size; a ``Literal`` of strings; an `Activation`; a float; ``float | None``, a bound that
-    is there or not; in `rates`, a probability or a pair of them. Its docstring ends with them, under ``Parameters``.
+    A subclass is a frozen dataclass whose fields are the options that its users choose. Each has a default, and one of
+    these types: a bool; a size; a ``Literal`` of strings; an `Activation`; a float; ``float | None``, an optional
+    bound; in `rates`, a probability or a pair of them. The docstring lists them at its end, under ``Parameters``.
     """
 
     step_masks: tuple[str, ...] = field(default=(), kw_only=True)
-    """No option: the arrays, among `masks`, that come with a call and have numbers of their own for each step."""
+    """Not an option: the arrays, among `masks`, that come with a call and have separate numbers for each step."""
 
     name: ClassVar[str]
-    """Of the function that runs it, as messages and models call it."""
+    """The name of the function that runs the cell, which messages and models use too."""
     gate_functions: ClassVar[Mapping[str, str]]
-    """The option that says the function of each gate, in the order of the gates' rows in the weights."""
+    """The option that sets each gate's activation, in the order of the gates' rows in the weights."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     form: ClassVar[tuple[str, ...]] = ()
-    """The options for which weights of the same names and shapes give other outputs. Files say their values."""
+    """The options that change the outputs but not the names and shapes of weights. Files record their values."""
     elementwise: ClassVar[bool] = False
-    """Whether no unit reads the state of another one, so that no step has a product and no schedule runs it."""
+    """Whether no unit reads the state of another unit, so that no step has a product and no schedule runs the cell."""
     biases_of_one: ClassVar[tuple[str, ...]] = ()
     """The gates whose bias_ih starts at 1 instead of 0."""
     rates: ClassVar[tuple[str, ...]] = ()
     """The options that are probabilities."""
     drawn: ClassVar[tuple[str, ...]] = ()
-    """Those of `rates` that act in training alone, by masks that a layer draws: its function takes the masks."""
+    """The members of `rates` that act only in training, by masks that a layer draws: its function takes the masks."""
     implied: ClassVar[Mapping[str, str]] = {}
-    """The options that parameters imply, by the names of these: a function has the option if it is given them."""
+    """The options that parameters imply, by parameter name: a function has the option if it gets the parameter."""
     plain: ClassVar[tuple[str, ...]] = ()
-    """The options for all of whose values the loop of the NumPy wing is written in full."""
+    """The options that the NumPy wing's fully written loop supports with all of their values."""
     masks: ClassVar[tuple[str, ...]] = ()
-    """The arrays (T, B, H) of numbers for each step that a call may come with, in the order of `step_masks`."""
+    """The optional arrays (T, B, H) of a call, with numbers for each step, in the order of `step_masks`."""
     texts: ClassVar[Mapping[str, str]] = {}
-    """What those masks, and the parameters that imply an option, are, for docstrings."""
+    """Descriptions of those masks, and of the parameters that imply an option, for docstrings."""
 
     def __post_init__(self) -> None:
         for option, kind in self.options().items():
@@ -106,16 +106,16 @@ class Cell:
     @classmethod
     @functools.cache
     def function_options(cls) -> tuple[str, ...]:
-        """The options that the cell's function takes: what a parameter implies, or a layer draws, is not among them."""
+        """The options that the cell's function takes: all except those that a parameter implies or a layer draws."""
         return tuple(name for name in cls.options() if name not in (*cls.implied.values(), *cls.drawn))
 
     def values(self, names: Iterable[str] | None = None) -> dict[str, Any]:
-        """The values of options by name, of all of them if there are no ``names``."""
+        """The values of the options ``names``, or of all options, by name."""
         return {name: getattr(self, name) for name in (self.options() if names is None else names)}
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Whether the loop of the NumPy wing is written in full for the cell."""
+        """Whether the NumPy wing's fully written loop supports the cell."""
         return self == replace(type(self)(), **{name: getattr(self, name) for name in self.plain})
 
     def drawn_masks(self) -> dict[str, float]:
@@ -129,17 +129,17 @@ class Cell:
 
     @functools.cached_property
     def is_brought(self) -> bool:
-        """Whether an installation brings the cell compiled."""
+        """Whether an installation comes with the cell compiled."""
         return self.without_numbers in [cell.without_numbers for cell in self.variants()]
 
     @functools.cached_property
     def numbers(self) -> tuple[float, ...]:
-        """The values of the options that are numbers, as a kernel takes them: it is compiled once for all values."""
+        """The values of the numeric options, in a kernel's order: it is compiled once for all values."""
         return tuple(number for own in self._numbers.values() for number in own)
 
     @property
     def _numbers(self) -> dict[str, tuple[float, ...]]:
-        """Those of each option."""
+        """The numbers of each option."""
         numbers: dict[str, tuple[float, ...]] = {}
         for option, kind in self.options().items():
             value = getattr(self, option)
@@ -155,13 +155,13 @@ class Cell:
         return numbers
 
     def number(self, option: str) -> int:
-        """The index among `numbers` of the first one of an option."""
+        """The index in `numbers` of an option's first number."""
         before = itertools.takewhile(lambda name: name != option, self._numbers)
         return sum(len(self._numbers[name]) for name in before)
 
     @functools.cached_property
     def without_numbers(self) -> Cell:
-        """A cell that differs in its numbers alone, the same for all that do."""
+        """A representative of all cells that differ only in their numbers."""
         values: dict[str, Any] = {}
         for option, kind in self.options().items():
             value = getattr(self, option)
@@ -181,16 +181,16 @@ class Cell:
 
     @classmethod
     def options_text(cls, names: Iterable[str]) -> str:
-        """Options as the docstrings of the cell's function and layer list them: as that of the description does."""
+        """The entries of options in this class's docstring, for the docstrings of the cell's function and layer."""
         text = (inspect.getdoc(cls) or "").partition("Parameters\n----------\n")[2]
         entries = re.split(r"\n(?=\w+ : )", text)
         return "\n".join(entry for entry in entries if entry.partition(" : ")[0] in set(names))
 
     @classmethod
     def variants(cls) -> Iterator[Cell]:
-        """A cell for each combination of the options of `form`: what an installation brings compiled.
+        """A cell for each combination of the options of `form`: the cells that an installation comes with compiled.
 
-        With other options a cell is compiled when a call asks for it.
+        A cell with other options is compiled when a call needs it.
         """
         kinds = cls.options()
         choices = {option: (False, True) if kinds[option] is bool else get_args(kinds[option]) for option in cls.form}
@@ -203,12 +203,12 @@ class Cell:
         return cls.__module__.rpartition(".")[2]
 
     def activation_of(self, gate: str) -> Activation:
-        """The function of a gate."""
+        """The activation of a gate."""
         activation: Activation = getattr(self, self.gate_functions[gate])
         return activation
 
     def function_of(self, gate: str) -> str:
-        """Its name."""
+        """The name of a gate's activation."""
         return activations.name_of(self.activation_of(gate))
 
     @property
@@ -221,10 +221,10 @@ class Cell:
 
     @property
     def parameters(self) -> dict[str, tuple[str, ...]]:
-        """The shape of each parameter by its name, in a layer's sizes, as ``("4*hidden_size", "input_size")``.
+        """The shape of each parameter by name, in terms of a layer's sizes: ``("4*hidden_size", "input_size")``.
 
-        A name that ends with ``_ih`` belongs to the input product, which is computed for all steps at once. One that
-        begins with ``bias`` may be missing, which is the same as zeros.
+        A name that ends with ``_ih`` belongs to the input product, which is computed for all steps at once. A parameter
+        whose name begins with ``bias`` may be missing, which is the same as zeros.
         """
         rows = f"{self.gates}*hidden_size" if self.gates > 1 else "hidden_size"
         return {
@@ -238,8 +238,8 @@ class Cell:
 
     @property
     def diagonal(self) -> Mapping[str, tuple[str, str]]:
-        """Weights of one number for each hidden unit: by name, the gate to whose argument they add, and what of `saved`
-        they multiply."""
+        """Weights with one number per hidden unit, by name: the gate to whose argument they add, and the member of
+        `saved` that they multiply."""
         return {}
 
     @property
@@ -249,7 +249,7 @@ class Cell:
 
     @property
     def normalises(self) -> bool:
-        """Whether it has layer norm."""
+        """Whether the cell has layer norm."""
         return bool(getattr(self, "layer_norm", False))
 
     @property
@@ -258,7 +258,7 @@ class Cell:
         return bool(getattr(self, "proj_size", 0))
 
     def state_sizes(self, hidden_size: int) -> tuple[int, ...]:
-        """The widths of the arrays of the state; the first is that of the output."""
+        """The widths of the arrays of the state; the first is the width of the output."""
         return (hidden_size,) * self.states
 
     @property
@@ -268,7 +268,7 @@ class Cell:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The names of the parameters that must be there."""
+        """The names of the required parameters."""
         return tuple(name for name in self.parameters if not name.startswith("bias"))
 
     @functools.lru_cache(1024)  # noqa: B019  # each call of a layer asks for them; a cell is small
@@ -280,7 +280,7 @@ class Cell:
         )
 
     def shape_texts(self) -> dict[str, str]:
-        """The shape of each parameter by its name, as docstrings have it: ``"(4*H, I)"``."""
+        """The shape of each parameter by name, in the form of docstrings: ``"(4*H, I)"``."""
         texts = {name: ", ".join(axes) + "," * (len(axes) == 1) for name, axes in self.parameters.items()}
         return {n: f"({text})".replace("hidden_size", "H").replace("input_size", "I") for n, text in texts.items()}
 
@@ -288,8 +288,8 @@ class Cell:
     def phases(self) -> tuple[int, ...]:
         """The number of gates of each phase of a step.
 
-        A step has a phase for each product with rows of W_hh that needs the result of the one before. The first
-        multiplies h_{t-1}; what a later one multiplies the cell computes from the gates before.
+        A step has a phase for each product with rows of W_hh that needs the result of an earlier product. The first
+        multiplies h_{t-1}; the cell computes the factor of a later one from the earlier gates.
         """
         return (self.gates,)
 
@@ -300,7 +300,7 @@ class Cell:
 
     @property
     def operations(self) -> tuple[int, int]:
-        """Elementwise operations of a hidden unit in a step, forward and backward, as the definition writes it."""
+        """The elementwise operations of a hidden unit in a step of the definition, forward and backward."""
         raise NotImplementedError
 
     @property
@@ -310,18 +310,18 @@ class Cell:
 
     @property
     def kernel_struct(self) -> tuple[str, ...]:
-        """The struct in the cell's ``.cuh`` file, and its template arguments behind the real type."""
+        """The struct in the cell's ``.cuh`` file, and its template arguments after the real type."""
         raise NotImplementedError
 
     def kernel_type(self, real: str) -> str:
-        """The cell as a type of C++ that computes with ``real``: its struct, in that of zoneout if it has one."""
+        """The cell as a C++ type that computes with ``real``: its struct, wrapped in ``Zoned`` if it has zoneout."""
         name, *arguments = self.kernel_struct
         struct = f"{name}<{', '.join([real, *arguments])}>"
         keeps = self._keeps()
         return struct if set(keeps) == {"Never"} else f"Zoned<{', '.join([struct, *keeps])}>"
 
     def _keeps(self) -> list[str]:
-        """By what each state is kept from the step before: for ``Zoned`` of C++."""
+        """How zoneout keeps each state of the previous step, as template arguments of C++'s ``Zoned``."""
         if "zoneout" not in self.options():
             return ["Never"]
         keeps, at = [], self.number("zoneout")
@@ -335,21 +335,21 @@ class Cell:
         return keeps
 
     def _activation_type(self, option: str, *, clipped: bool = True) -> str:
-        """The activation that an option says, as a type of C++, with the bound `clip` if there is one."""
+        """The activation in an option, as a C++ type, with the bound `clip` if there is one."""
         value = getattr(self, option)
         name = "".join(word.capitalize() for word in activations.name_of(value).split("_"))
         name += f"<{self.number(option)}>" if activations.numbers_of(value) else ""
         return name if not clipped or getattr(self, "clip", None) is None else f"Clipped<{name}, {self.number('clip')}>"
 
     def _members(self) -> list[str]:
-        """What a struct holds besides its equations, as template arguments of C++."""
+        """The members of a struct besides its equations, as C++ template arguments."""
         counts = {"Numbers": len(self.numbers), "Weights": len(self.diagonal), "Masks": len(self.step_masks)}
         sums = {"LayerNorm": self.normalises, "Projection": self.projects}
         return [f"{n}<{count}>" for n, count in counts.items() if count] + [n for n, there in sums.items() if there]
 
 
 def _evaluated(axis: str, sizes: Mapping[str, int]) -> int:
-    """The length of an axis, as of ``"4*hidden_size"``."""
+    """The length of an axis that is written like ``"4*hidden_size"``."""
     return math.prod(int(factor) if factor.isdigit() else sizes[factor] for factor in axis.split("*"))
 
 

@@ -21,20 +21,20 @@ class GRU(Cell):
         Whether the reset gate applies after the recurrent product, n = tanh(W_in x + b_in + r (W_hn h_{t-1} + b_hn)) as
         in PyTorch and cuDNN, instead of before it, n = tanh(W_in x + b_in + W_hn (r h_{t-1}) + b_hn).
     update : {"candidate", "state"}
-        What z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or as in PyTorch and cuDNN the state,
+        The one that z weighs: the candidate, h_t = (1 - z) h_{t-1} + z n, or, as in PyTorch and cuDNN, the state,
         h_t = (1 - z) n + z h_{t-1}.
     activation : str or tuple of a str and numbers
         The activation of the candidate n, by its name: see `gpurnn.LSTM`.
     gate_activation : str or tuple of a str and numbers
         The activation of the gates r and z.
     clip : float, optional
-        The bound of the arguments of the activations: they are taken from [-clip, clip].
+        The bound of the activations' arguments, which are clipped to [-clip, clip].
     zoneout : float
-        The probability with which a unit of h keeps its value of the step before (Krueger et al. 2016). Without masks,
-        as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
+        The probability that a unit of h keeps its value of the previous step (Krueger et al. 2016). Without masks, as
+        in evaluation, h_t becomes its expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
     layer_norm : bool
-        Whether the products with W_ih and W_hh are each normalised, those of r and z over both and those of n by
-        themselves, times weights ``norm_ih`` and ``norm_hh``, before the biases are added (Ba, Kiros & Hinton 2016).
+        Whether the products with W_ih and W_hh are each normalised, over r and z together and over n separately, then
+        multiplied by ``norm_ih`` and ``norm_hh``, before the biases are added (Ba, Kiros & Hinton 2016).
     """
 
     reset_after: bool = False

@@ -17,7 +17,7 @@ class LSTM(Cell):
     ----------
     activation : str or tuple of a str and numbers
         The activation of the candidate g: "tanh", "relu", "sigmoid", "identity", "softsign", "softplus". The following
-        have parameters. Give them behind the name, as ``("elu", 0.5)``, or the name alone for the values in brackets.
+        have parameters. Give them after the name, as ``("elu", 0.5)``, or the name alone for the values in brackets.
         "affine": alpha a + beta (1, 0). "leaky_relu": a, or alpha a where a < 0 (0.01). "thresholded_relu": a where
         a > alpha, else 0 (1). "scaled_tanh": alpha tanh(beta a) (1.7159, 2/3). "hard_sigmoid": alpha a + beta within
         [0, 1] (0.2, 0.5). "elu": a, or alpha (exp(a) - 1) where a < 0 (1).
@@ -26,26 +26,27 @@ class LSTM(Cell):
     output_activation : str or tuple of a str and numbers
         The activation f of c_t: h_t = o f(c_t).
     clip : float, optional
-        The bound of the arguments of the gates' and the candidate's activations: they are taken from [-clip, clip].
+        The bound of the arguments of the gates' and the candidate's activations, which are clipped to [-clip, clip].
     cell_clip : float, optional
-        The bound of c_t, which is taken from [-cell_clip, cell_clip].
+        The bound of c_t, which is clipped to [-cell_clip, cell_clip].
     peephole : bool
-        Whether the gates read the cell state: i and f read c_{t-1} and o reads c_t, each times weights ``peephole_i``,
-        ``peephole_f`` and ``peephole_o`` of one number for each unit (Gers & Schmidhuber 2000).
+        Whether the gates read the cell state: i and f read c_{t-1} and o reads c_t, with weights ``peephole_i``,
+        ``peephole_f`` and ``peephole_o`` of one number per unit (Gers & Schmidhuber 2000).
     coupled : bool
         Whether f = 1 - i. Then neither the weights nor the biases have a gate f.
     zoneout : pair of float
-        The probabilities with which a unit of h, and one of c, keeps its value of the step before (Krueger et al.
-        2016). Without masks, as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
+        The probabilities that a unit of h, and a unit of c, keeps its value of the previous step (Krueger et al. 2016).
+        Without masks, as in evaluation, h_t becomes its expectation, zoneout h_{t-1} + (1 - zoneout) h_t, and so does
+        c_t.
     candidate_dropout : float
-        Rate of a dropout on g, with a mask for each step (Semeniuta, Severyn & Barth 2016).
+        The rate of a dropout on g, with a mask for each step (Semeniuta, Severyn & Barth 2016).
     layer_norm : bool
-        Whether W_ih x and W_hh h are each normalised over the units of all gates, times weights ``norm_ih`` and
+        Whether W_ih x and W_hh h are each normalised over the units of all gates, then multiplied by ``norm_ih`` and
         ``norm_hh``, before the biases are added, and c_t for the output, h_t = o tanh(norm_c LN(c_t) + bias_c)
         (Ba, Kiros & Hinton 2016).
     proj_size : int
-        The width of h, and of y, where it is not 0: h_t = W_hr (o tanh(c_t)), with ``weight_hr`` (proj_size, H), as in
-        PyTorch (Sak, Senior & Beaufays 2014). It is less than hidden_size, which is that of c.
+        If not 0, the width of h and y: h_t = W_hr (o tanh(c_t)), with ``weight_hr`` (proj_size, H), as in PyTorch
+        (Sak, Senior & Beaufays 2014). It is less than hidden_size, the width of c.
     """
 
     activation: Activation = "tanh"

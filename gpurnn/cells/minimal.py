@@ -1,4 +1,4 @@
-"""The minimal GRU and LSTM (Feng et al. 2024): gates and candidate follow from x_t alone."""
+"""The minimal GRU and LSTM (Feng et al. 2024): gates and candidate depend on x_t alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of all cells, as type checkers and editors see them where they are passed on by name."""
+"""The types of all cells' options, for type checkers and editors where options are passed on by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GateOptions(TypedDict, total=False):
 
 
 class CellOptions(GateOptions, total=False):
-    """All options of cells; which a cell takes, its layer says: `gpurnn.RNN`, `gpurnn.LSTM` and `gpurnn.GRU`."""
+    """All options of cells. See `gpurnn.RNN`, `gpurnn.LSTM` and `gpurnn.GRU` for those that each takes."""
 
     activation: Activation
     proj_size: int

@@ -1,4 +1,4 @@
-"""The vanilla cell (Elman 1990), and the same with units that do not read each other (Li et al. 2018)."""
+"""The vanilla cell (Elman 1990), and its form with units that do not read each other (Li et al. 2018)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import NORM_TEXTS, NORMS, ZONEOUT_H, Cell
 
 @dataclass(frozen=True)
 class _Elman(Cell):
-    """h_t = f(a_t) + leak h_{t-1}, whatever of h_{t-1} is in a_t."""
+    """h_t = f(a_t) + leak h_{t-1}, however a_t depends on h_{t-1}."""
 
     activation: Activation = "tanh"
     leak: float = 0.0
@@ -49,13 +49,13 @@ class Vanilla(_Elman):
     leak : float
         Weight of the skip connection from h_{t-1}, added after the activation.
     clip : float, optional
-        The bound of the argument of f: it is taken from [-clip, clip].
+        The bound of f's argument, which is clipped to [-clip, clip].
     zoneout : float
-        The probability with which a unit of h keeps its value of the step before (Krueger et al. 2016). Without masks,
-        as in evaluation, the expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
+        The probability that a unit of h keeps its value of the previous step (Krueger et al. 2016). Without masks, as
+        in evaluation, h_t becomes its expectation: zoneout h_{t-1} + (1 - zoneout) h_t.
     layer_norm : bool
-        Whether W_ih x and W_hh h are each normalised over the units, times weights ``norm_ih`` and ``norm_hh``, before
-        the biases are added (Ba, Kiros & Hinton 2016).
+        Whether W_ih x and W_hh h are each normalised over the units, then multiplied by ``norm_ih`` and ``norm_hh``,
+        before the biases are added (Ba, Kiros & Hinton 2016).
     """
 
     zoneout: float = 0.0
@@ -80,7 +80,7 @@ class IndRNN(_Elman):
     leak : float
         Weight of the skip connection from h_{t-1}, added after the activation.
     clip : float, optional
-        The bound of the argument of f: it is taken from [-clip, clip].
+        The bound of f's argument, which is clipped to [-clip, clip].
     """
 
     activation: Activation = "relu"
