@@ -1,12 +1,12 @@
-"""Recurrent layers and what surrounds them as pure functions of arrays, each with its pullback.
+"""Recurrent layers and related layers as pure functions of arrays, each with its pullback.
 
 Every function ``f`` here has ``f.vjp``, which takes the same arguments and returns ``(f(...), pullback)``. The pullback
-takes what the result is shaped like, None for zero, and returns the gradients of the inputs and a dict of those of the
-parameters. It may be called more than once and gives the same answer each time; until the last call, the arrays that
-went in must stay as they were. Calling ``f`` itself saves nothing.
+takes gradients shaped like the result (None means zero), and returns the gradients of the inputs and a dict of the
+gradients of the parameters. It may be called more than once, and always returns the same; do not modify the inputs
+until you have called it for the last time. Calling ``f`` itself saves nothing.
 
 Arrays may be stored in any way: in any memory order, with any strides, unaligned or in the other byte order. Results
-are the same to the last bit, and are C-contiguous. Integers may be of any integer dtype.
+are the same to the last bit, and are C-contiguous. Integers may have any integer dtype.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from .._contract import Array
 
 
 def sigmoid(xp: Any, a: Array) -> Array:
-    """1 / (1 + exp(-a)), to a few roundings however small it is."""
+    """1 / (1 + exp(-a)), exact to a few roundings however small it is."""
     e = xp.exp(-xp.abs(a))
     return xp.where(a < 0, e, xp.ones_like(e)) / (1 + e)
 
 
 def sigmoid_slope(xp: Any, a: Array) -> Array:
-    """The derivative of `sigmoid`, sigma(a) sigma(-a), to a few roundings however small it is."""
+    """The derivative of `sigmoid`, sigma(a) sigma(-a), exact to a few roundings however small it is."""
     e = xp.exp(-xp.abs(a))
     return e / (1 + e) / (1 + e)
 
@@ -24,7 +24,7 @@ def activate(xp: Any, name: str, a: Array) -> Array:
     if name == "tanh":
         return xp.tanh(a)
     if name == "relu":
-        # NaN is not below 0 and stays.
+        # NaN is not below 0, so it stays.
         return xp.where(a < 0, xp.zeros_like(a), a)
     if name == "sigmoid":
         return sigmoid(xp, a)

@@ -16,7 +16,7 @@ SCORES = ("dot", "general", "additive")
 def _take_attention(
     where: str, score: str, arrays: dict[str, Any], lengths: Array | None
 ) -> tuple[Any, dict[str, Any], Array | None]:
-    """The namespace and the arrays, ready to compute with; reject what does not fit each other or the score."""
+    """The namespace and the arrays, ready to compute with; reject arrays that do not fit each other or the score."""
     _checks.choice(where, "score", score, SCORES)
     _checks.given(where, query=arrays["query"], keys=arrays["keys"])
     needed = {"dot": (), "general": ("weight",), "additive": ("weight_query", "weight_keys", "v")}[score]
@@ -66,8 +66,8 @@ def _attend(
 ) -> tuple[Any, dict[str, Any], Array, Array, Any]:
     """Check the arguments and run the wing.
 
-    The namespace, the arrays as read, context, weights, and what backward takes. A ``scale`` that is an array is among
-    the arrays, and so is the query that it multiplies.
+    Returns the namespace, the arrays as read, context, weights, and the values for the backward pass. If ``scale`` is an
+    array, it is among the arrays, and so is the query that it multiplies.
     """
     where = "attention"
     factor: Any = scale if _dispatch.library_of(scale) and not isinstance(scale, np.generic) else None
@@ -80,7 +80,7 @@ def _attend(
         said = "an array" if factor is not None else number
         raise ValueError(f"{where}: scale is {said}, expected 1 for the additive score")
     if lengths is not None:
-        # What is not read must not reach a product either.
+        # Keys past the lengths must not reach a product either.
         exists = xp.arange(keys.shape[0], device=_dispatch.device(keys))[:, None] < lengths
         keys = arrays["keys"] = xp.where(exists[:, :, None], keys, _dispatch.zeros(xp, (1, 1, 1), keys))
     projected_query, projected_keys = query, keys
@@ -159,34 +159,35 @@ def attention(
     Parameters
     ----------
     query : (T, B, Q) array
-        float32 or float64: the decoder's states, of one step or of many.
+        The decoder's states, of one step or of many; float32 or float64.
     keys : (S, B, K) array
         The encoder's states; K = Q for the dot score.
     values : (S, B, E) array, optional
-        None for the keys.
+        None means the keys.
     score : {"dot", "general", "additive"}
     weight : (Q, K) array
-        W, for the general score alone.
+        W, only for the general score.
     weight_query, weight_keys, v : (A, Q), (A, K) and (A,) arrays
-        W_a, U_a and v, for the additive score alone.
+        W_a, U_a and v, only for the additive score.
     scale : float or () array
-        Scales the dot and general scores; 1/sqrt(Q) is the Transformer's. An array, of the dtype of the query, is a
-        parameter: the pullback gives its gradient.
+        Scales the dot and general scores; the Transformer's is 1/sqrt(Q). An array, of the dtype of the query, is a
+        parameter: the pullback returns its gradient.
     lengths : (B,) integer array, optional
-        Source positions of each row that exist, zero allowed. What lies past them is not read and gets a weight of
+        The number of source positions of each row, zero allowed. Positions past it are not read and have a weight of
         exactly zero.
 
     Returns
     -------
     context : (T, B, E) array
     weights : (T, B, S) array
-        alpha, the alignment. The pullback takes ``(dcontext, dweights)`` and gives ``(dquery, dkeys, dvalues)``, the
-        last None where ``values`` was, and a dict of the gradients of the score's parameters.
+        alpha, the alignment. The pullback takes ``(dcontext, dweights)`` and returns ``(dquery, dkeys, dvalues)``, the
+        last None if ``values`` was, and a dict of the gradients of the score's parameters.
 
     Raises
     ------
     TypeError, ValueError
-        Unsupported or mixed arrays, dtypes or shapes; parameters that the score does not have, or lacks.
+        Arrays or dtypes are unsupported or mixed, shapes do not fit, or the score's parameters are missing or given
+        to another score.
 
     References
     ----------
@@ -205,7 +206,7 @@ def attention(
     >>> weights
     array([[[0.5, 0.5]]])
 
-    A scale that is learnt:
+    A trained scale:
 
     >>> (context, weights), pullback = gpurnn.attention.vjp(np.ones((1, 1, 2)), 2 * keys, scale=np.array(0.5))
     >>> _, gradients = pullback((np.array([[[1.0, 0.0]]]), None))

@@ -14,9 +14,9 @@ from ._activations import DENSE_ACTIVATIONS, activate, activate_pullback
 def _dense(
     x: Array, weight: Array, bias: Array | None, activation: str
 ) -> tuple[Any, Array, Array, Array | None, Array, Array]:
-    """Check the arguments of `dense` and compute: the namespace, the arguments as they are read, W x + b and y."""
+    """Check the arguments of `dense` and compute; return the namespace, the arguments as read, W x + b and y."""
     where = "dense"
-    # The weights first: they are a layer's, and what is to be cast is x.
+    # The weights come first because they belong to a layer: an error then advises to cast x.
     xp, weight, bias, x = _arrays.take(where, {"weight": weight, "bias": bias, "x": x}, needed=("x", "weight"))
     _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
     _checks.ndim(where, "weight", weight, 2, "(out_features, in_features)")
@@ -36,7 +36,7 @@ def _dense_vjp(
     x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
 ) -> tuple[Array, Pullback]:
     xp, x, weight, bias, a, y = _dense(x, weight, bias, activation)
-    if activation != "sigmoid":  # it alone reads a
+    if activation != "sigmoid":  # only the sigmoid reads a
         a = y
     rows, wing = math.prod(x.shape[:-1]), _dispatch.wing("dense", x=x)
 
@@ -53,7 +53,7 @@ def _dense_vjp(
 
 @differentiable(_dense_vjp)
 def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Array:
-    """Dense layer, the output head of a recurrent network: y = g(W x + b).
+    """Dense layer, used as the output head of a recurrent network: y = g(W x + b).
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def dense(x: Array, weight: Array, bias: Array | None = None, *, activation: str
     Raises
     ------
     TypeError, ValueError
-        Unsupported or mixed arrays or dtypes; shapes that do not fit; an unknown activation.
+        Arrays or dtypes are unsupported or mixed, shapes do not fit, or the activation is unknown.
 
     Examples
     --------

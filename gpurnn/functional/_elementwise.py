@@ -1,6 +1,6 @@
-"""Recurrences whose units do not read each other's states, made of a wing's dense products and of its loop over steps.
+"""Recurrences whose units do not read each other's states, built from a wing's dense products and its loop over steps.
 
-All products of a sequence are computed before its first step, many steps at a time.
+The products are computed many steps at a time, before the steps that need them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._segments import Pull, States, part_of, segments_of, through
 
 
 def of_cell(cell: cells.Cell, wing: Wing) -> Wing:
-    """The wing whose functions run the recurrence of a cell."""
+    """The wing that runs the recurrence of a cell."""
     return cast("Wing", Elementwise(wing)) if cell.elementwise else wing
 
 
@@ -25,7 +25,7 @@ class _Saved(NamedTuple):
 
     xp: Any
     pulls: list[Any]
-    """Of each direction."""
+    """The `Pull` of each direction."""
     hidden: Array | None
     """(T, B, 1): y is zero, whatever h is."""
 
@@ -35,13 +35,13 @@ class _Steps(NamedTuple):
 
     x: Array
     exists: Array | None
-    """(T, B): the row has the step; else its state stays as it is."""
+    """(T, B): True where the row has the step; elsewhere its state stays."""
     resets: Array | None
-    """(T, B): no state enters the step from the one before it."""
+    """(T, B): True where no state enters the step from the previous one."""
 
 
 class Elementwise:
-    """A wing whose recurrences are those of cells whose units do not read each other; all else is as in ``wing``."""
+    """A wing with the recurrences of cells whose units do not read each other; everything else comes from ``wing``."""
 
     def __init__(self, wing: Wing) -> None:
         self._wing = wing
@@ -115,7 +115,7 @@ def _steps_of(
     if direction:
         x, resets, exists = _masks.backwards(xp, x, lengths, resets, exists)
     else:
-        if resets is not None and lengths is not None:  # the state stays as the last step left it
+        if resets is not None and lengths is not None:  # past a length the state stays
             resets = xp.logical_and(resets, _masks.exist(xp, x, lengths, None))
         exists = _masks.exist(xp, x, lengths, exists)
     return _Steps(x, exists, resets)
@@ -132,7 +132,7 @@ def _part(
     before: tuple[Array, ...],
     training: bool,
 ) -> tuple[Array, tuple[Array, ...], Pull | None]:
-    """Some steps of a direction from the state before them: a `Run`."""
+    """Run some steps of a direction from the state before them, as a `Run`."""
     x, _, *of_steps = part_of(xp, part, whole.x, None, whole.exists, whole.resets)
     steps, (h0,) = _Steps(x, *of_steps), before
     x = _masks.zero_where(xp, _absent(xp, steps), x)
@@ -167,7 +167,7 @@ def _part(
 
 
 PullStates = Callable[[Array], tuple[Array, Array, dict[str, Array]]]
-"""From the gradient of h to those of the gates' arguments (T, B, G*H), of the initial state, and of weights."""
+"""Maps the gradient of h to the gradients of the gates' arguments (T, B, G*H), the initial state, and weights."""
 
 
 def _independent(

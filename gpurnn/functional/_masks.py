@@ -1,4 +1,4 @@
-"""The steps that the rows of a batch have: sequences backwards in time, and outputs where a mask leaves steps out."""
+"""The steps that the rows of a batch have: sequences backwards in time, and outputs at steps that a mask leaves out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .._contract import Array
 
 
 def exist(xp: Any, x: Array, lengths: Array | None, mask: Array | None) -> Array | None:
-    """(T, B) bools, True at the steps of x (T, B, ...) that exist by lengths (B,) and a mask (T, B); None if all do."""
+    """(T, B) bools, True at the steps of x (T, B, ...) that exist by lengths (B,) and mask (T, B); None if all exist."""
     if lengths is None:
         return mask
     steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))
@@ -20,9 +20,9 @@ def exist(xp: Any, x: Array, lengths: Array | None, mask: Array | None) -> Array
 def backwards(
     xp: Any, x: Array, lengths: Array | None, resets: Array | None, mask: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
-    """x, resets and the mask of a sequence from its end: what was past a length comes first, and is left out.
+    """Reverse x, resets and the mask of a sequence in time. Steps past a length come first, and the mask excludes them.
 
-    A reset at t separates t - 1 from t, and from the end T - t - 1 from T - t.
+    A reset at t separates t - 1 from t; counted from the end, it separates T - t - 1 from T - t.
     """
     if resets is not None:
         if lengths is not None:
@@ -35,12 +35,12 @@ def backwards(
 
 
 def from_the_end(xp: Any, array: Any) -> Any:
-    """An array of steps from the last one to the first; None stays None."""
+    """Reverse an array of steps in time; None stays None."""
     return None if array is None else _arrays.contiguous(xp.flip(array, axis=0))
 
 
 def before_the_first(xp: Any, mask: Array, direction: int = 0) -> Array:
-    """(T, B) bools, True where no step of a row has existed yet: no output is there to repeat."""
+    """(T, B) bools, True where no step of a row has existed yet, so that there is no output to repeat."""
     existing = xp.astype(mask, xp.int64)
     if direction:
         existing = xp.flip(existing, axis=0)
@@ -49,5 +49,5 @@ def before_the_first(xp: Any, mask: Array, direction: int = 0) -> Array:
 
 
 def zero_where(xp: Any, condition: Array | None, values: Array) -> Array:
-    """``values`` with zeros where the condition holds; a product would keep a NaN that is there."""
+    """Return ``values`` with zeros where the condition holds; a product with zero would keep NaN."""
     return values if condition is None else xp.where(condition, xp.zeros_like(values), values)

@@ -1,4 +1,4 @@
-"""Multi-head attention, the Transformer's."""
+"""Multi-head attention of the Transformer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _take(
     key_padding_mask: Array | None,
     attn_mask: Array | None,
 ) -> tuple[Any, dict[str, Any], Array | None, Array | None]:
-    """The namespace and the arrays, ready to compute with, time-major; reject arguments that do not fit each other."""
+    """The namespace and the time-major arrays, ready to compute with; reject arguments that do not fit each other."""
     separate = [name for name in _SEPARATE if arrays[name] is not None]
     if separate and arrays["in_proj_weight"] is not None:
         raise TypeError(f"{where}: in_proj_weight and {separate[0]} are given, expected None for one of the two")
@@ -85,7 +85,7 @@ def _take(
 
 
 def _added(where: str, xp: Any, mask: Array, shape: tuple[int, ...], like: Array) -> Array:
-    """The numbers that a mask adds to the scores, (B or 1, n or 1, T, S)."""
+    """Convert a mask to the numbers that it adds to the scores, (B or 1, n or 1, T, S)."""
     (B, n, T, S), given = shape, tuple(mask.shape)
     if given == (T, S):
         mask = xp.reshape(mask, (1, 1, T, S))
@@ -103,7 +103,7 @@ def _added(where: str, xp: Any, mask: Array, shape: tuple[int, ...], like: Array
 
 
 def _turned(xp: Any, array: Any) -> Any:
-    """The array with its first two axes exchanged."""
+    """Exchange the first two axes of an array."""
     return None if array is None else _arrays.contiguous(xp.permute_dims(array, (1, 0, 2)))
 
 
@@ -114,9 +114,9 @@ def attend(
     num_heads: int, causal: bool = False, key_padding_mask: Array | None = None, attn_mask: Array | None = None,
     batch_first: bool = False, with_weights: bool, training: bool,
 ) -> tuple[tuple[Array, Array | None], Pullback]:  # fmt: skip
-    """``multi_head_attention.vjp``, without the weights unless they are wanted. The pullback needs ``training``."""
+    """``multi_head_attention.vjp``, with attention weights only ``with_weights``. The pullback needs ``training``."""
     where = "multi_head_attention"
-    # The weights first: they are a layer's, and what is to be cast are the others.
+    # The weights come first because they belong to a layer: an error then advises to cast the others.
     given = {
         "in_proj_weight": in_proj_weight, "q_proj_weight": q_proj_weight, "k_proj_weight": k_proj_weight,
         "v_proj_weight": v_proj_weight, "in_proj_bias": in_proj_bias, "out_proj_weight": out_proj_weight,
@@ -129,7 +129,7 @@ def attend(
         where, given, num_heads, causal, batch_first, key_padding_mask, attn_mask
     )
     in_proj_weight, *separate, in_proj_bias, out_proj_weight, out_proj_bias, query, keys, values = arrays.values()
-    # What is projected.
+    # The inputs of the projections.
     sources = [source for source in (query, keys, values) if source is not None]
     trained = [name for name in _PARAMETERS if arrays[name] is not None]
     T, B, E = query.shape
@@ -137,16 +137,16 @@ def attend(
 
     padded = None
     if key_padding_mask is not None:
-        # What is not read must not reach a product either.
+        # Padding must not reach a product either.
         padded = xp.expand_dims(xp.permute_dims(key_padding_mask, (1, 0)), axis=2)
         zero = _dispatch.zeros(xp, (1, 1, 1), query)
         read = [s if i == 0 < len(sources) - 1 else xp.where(padded, zero, s) for i, s in enumerate(sources)]
     else:
         read = sources
     last = len(sources) - 1
-    # Of each product: the place of its source, its weights, its rows among all, and how many of q, k and v it makes.
+    # For each product: the index of its source, its weights, its rows of W_in, and how many of q, k and v it makes.
     if in_proj_weight is not None:
-        # The last source takes all rows that are left, so that there is one product for self-attention.
+        # The last source takes all remaining rows, so that self-attention needs only one product.
         ends = [*range(1, last + 1), 3]
         rows = [slice(start * E, end * E) for start, end in zip([0, *ends], ends, strict=False)]
         products = [(place, in_proj_weight[own, :], own, (own.stop - own.start) // E) for place, own in enumerate(rows)]
@@ -234,44 +234,43 @@ def multi_head_attention(
     num_heads: int, causal: bool = False, key_padding_mask: Array | None = None, attn_mask: Array | None = None,
     batch_first: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Multi-head attention, as the Transformer has it; self-attention, if a query is all that is given.
+    """Multi-head attention of the Transformer; self-attention if only a query is given.
 
-    With W_q, W_k, W_v the rows of W_in, m the ``attn_mask``, and each of n heads i taking its E/n columns of q, k and
-    v::
+    With W_q, W_k, W_v the rows of W_in, m the ``attn_mask``, and E/n columns of q, k and v for each of n heads i::
 
         q = W_q query + b_q            k = W_k keys + b_k            v = W_v values + b_v
         alpha_i = softmax(q_i k_i^T / sqrt(E/n) + m)                 head_i = alpha_i v_i
         y = W_o [head_1 ... head_n] + b_o
 
-    Time is that of the n T S weights. So is memory, since they are returned; on a GPU `gpurnn.TransformerBlock` does
-    without them.
+    The time grows with the n T S weights. So does memory, because they are returned; on a GPU
+    `gpurnn.TransformerBlock` does not need that memory.
 
     Parameters
     ----------
     query : (T, B, E) array
-        Time-major; float32 or float64, like every array here but ``key_padding_mask`` and an ``attn_mask`` of bools.
+        Time-major; float32 or float64, like every array here except ``key_padding_mask`` and an ``attn_mask`` of bools.
     keys : (S, B, E) array, optional
-        What is attended to; without keys it is the query. With ``k_proj_weight`` they are (S, B, key_size).
+        The positions to attend to; by default the query. With ``k_proj_weight`` they are (S, B, key_size).
     values : (S, B, E) array, optional
-        What the weights add up; without values they are the keys. With ``v_proj_weight`` they are (S, B, value_size).
+        The terms of the weighted sum; by default the keys. With ``v_proj_weight`` they are (S, B, value_size).
     in_proj_weight, in_proj_bias : (3*E, E) and (3*E,) arrays
-        W_in: W_q, W_k and W_v one below the other; the bias may be None.
+        W_in: W_q, W_k and W_v stacked; the bias may be None.
     out_proj_weight, out_proj_bias : (E, E) and (E,) arrays
         W_o; the bias may be None.
     q_proj_weight, k_proj_weight, v_proj_weight : (E, E), (E, key_size) and (E, value_size) arrays
-        W_q, W_k and W_v on their own, all three in place of ``in_proj_weight``.
+        W_q, W_k and W_v separately, all three instead of ``in_proj_weight``.
     num_heads : int
         n, a divisor of E.
     causal : bool
-        Whether a query sees no keys that are later than itself, the queries being the last T of the S positions.
+        Whether a query sees no keys later than itself; the queries are the last T of the S positions.
     key_padding_mask : (B, S) array of bools, or of integers 0 and 1, optional
-        True where a key does not exist. What keys and values hold there is not read and gets a weight of exactly
-        zero; in self-attention the query there counts as zero. A query that sees no key has weights of zero.
+        True where a key does not exist. There keys and values are not read and have a weight of exactly zero; in
+        self-attention the query there counts as zero. A query that sees no key has weights of zero.
     attn_mask : (T, S), (B*n, T, S) or (B, n, T, S) array, optional
-        m: one mask for all, or one for each row of the batch and each head, of which (B, n, T, S) may have one for all
-        rows, or one for all heads, as (1, n, T, S) and (B, 1, T, S). Of bools, or integers 0 and 1: True where a query
-        does not see a key, which then gets a weight of exactly zero, and False where it does. Of the dtype of the
-        query: numbers that are added to the scores, minus infinity being what True is. It has no gradient.
+        m: one mask for all, or one for each row of the batch and each head. (1, n, T, S) is the same for all rows,
+        (B, 1, T, S) for all heads. Bools, or integers 0 and 1, are True where a query does not see a key, whose weight
+        is then exactly zero. Numbers of the query's dtype are added to the scores; minus infinity has the effect of
+        True. It has no gradient.
     batch_first : bool
         Whether query, keys, values, y and their gradients are (B, T, ...) instead of (T, B, ...).
 
@@ -279,14 +278,14 @@ def multi_head_attention(
     -------
     y : (T, B, E) array
     weights : (B, n, T, S) array
-        alpha of each head. The pullback takes ``(dy, dweights)`` and gives ``(dquery, dkeys, dvalues)``, with None for
-        what was None, and a dict of the gradients of the parameters.
+        alpha of each head. The pullback takes ``(dy, dweights)`` and returns ``(dquery, dkeys, dvalues)``, with None
+        for inputs that were None, and a dict of the gradients of the parameters.
 
     Raises
     ------
     TypeError, ValueError
-        Unsupported or mixed arrays or dtypes; shapes that do not fit; heads that do not divide E; causal attention of
-        more queries than there are keys; ``in_proj_weight`` and one of those in its place.
+        Arrays or dtypes are unsupported or mixed, shapes do not fit, the number of heads does not divide E, causal
+        attention has more queries than keys, or ``in_proj_weight`` is given together with a separate weight.
 
     References
     ----------

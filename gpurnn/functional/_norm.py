@@ -13,9 +13,9 @@ from .._op import Pullback, differentiable
 def _layer_norm(
     x: Array, weight: Array | None, bias: Array | None, eps: float
 ) -> tuple[Any, Array, Array | None, Array, Array]:
-    """Check the arguments of `layer_norm` and compute: the namespace, y, the weight, and what backward takes."""
+    """Check the arguments of `layer_norm` and compute; return the namespace, y, the weight, and two saved arrays."""
     where = "layer_norm"
-    # The weights first: they are a layer's, and what is to be cast is x.
+    # The weights come first because they belong to a layer: an error then advises to cast x.
     xp, weight, bias, x = _arrays.take(where, {"weight": weight, "bias": bias, "x": x}, needed=("x",))
     eps = _checks.non_negative(where, "eps", eps)
     if x.ndim < 1 or x.shape[-1] < 1:
@@ -24,7 +24,7 @@ def _layer_norm(
         if array is not None:
             _checks.shape(where, name, array, (x.shape[-1],), "(features,)")
     centred = x - xp.mean(x, axis=-1, keepdims=True)
-    # Relative to their size no square overflows, nor underflows to nothing.
+    # Squares of numbers relative to their size neither overflow nor underflow to zero.
     size = xp.clip(xp.max(xp.abs(centred), axis=-1, keepdims=True), math.sqrt(eps), None)
     size = xp.where(size > 0, size, xp.ones_like(size))
     relative = centred / size
@@ -64,7 +64,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     Parameters
     ----------
     x : (..., F) array, float32 or float64
-        Up to 1 / (2 F) of the largest number of its dtype, so that no sum overflows. A position whose sums do is NaN.
+        Entries up to 1 / (2 F) of the largest number of the dtype: a position whose sums overflow becomes NaN.
     weight, bias : (F,) arrays, optional
         gamma and beta; one and zero by default.
     eps : float
@@ -77,7 +77,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     Raises
     ------
     TypeError, ValueError
-        Unsupported or mixed arrays or dtypes; shapes that do not fit; a negative eps.
+        Arrays or dtypes are unsupported or mixed, shapes do not fit, or eps is negative.
 
     References
     ----------

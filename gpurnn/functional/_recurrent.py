@@ -1,7 +1,7 @@
-"""The recurrent layers as functions: one layer, one direction, of each cell; and one step of each.
+"""The recurrent layers as functions: for each cell, one layer in one direction, and one step.
 
-What computes is the same for all cells, and so is most of the documentation: both follow from the cell's description.
-A function here is what its callers see of it, a signature and a docstring.
+All cells share the code that computes, and most of the documentation: both use the cell's description. A function here
+is only a signature and a docstring.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SHARED = "It takes, returns and raises what the function of every cell does."
-"""The line of a docstring that `of_cell` replaces by what is the same for all cells."""
+"""The line of a docstring that `of_cell` replaces by the text that all cells share."""
 
 _SHARED = """\
 Parameters
@@ -35,16 +35,16 @@ x : (T, B, I) array
 state : {state}, optional
     {initial}; zero by default.
 {options}{implied}lengths : (B,) integer array, optional
-    Steps of each row that exist, in any order, zero allowed. What x holds past them is not read.
+    The number of steps of each row, in any order, zero allowed. x is not read past it.
 resets : (T, B) array of bools, or of integers 0 and 1, optional
-    True where a new sequence starts at step t: the state before it is zeroed, at t = 0 the initial state.
+    True where a new sequence starts at step t: the state before it becomes zero, at t = 0 the initial state.
 mask : (T, B) array of bools, or of integers 0 and 1, optional
-    False at the steps that a row does not have, in any pattern, besides those past its length: what x holds there is
-    not read, and the state goes on to the next step as it is.
+    False at the steps that a row does not have, in any pattern; steps past its length do not exist either. There x is
+    not read, and the state passes to the next step unchanged.
 zero_masked_output : bool
-    Whether y is zero at such a step. Otherwise it is h, which repeats the output before; zero if there is none.
+    Whether y is zero at such a step. Otherwise y repeats the previous output; it is zero if there is none.
 reverse : bool
-    Whether the steps are taken from the last one to the first. y has them in the order of x.
+    Whether the steps run from the last one to the first. y is in the order of x.
 {dropout}{masks}
 Returns
 -------
@@ -56,24 +56,24 @@ state : {state}
 Raises
 ------
 TypeError
-    Arrays of an unsupported library, of two libraries, or of two dtypes.
+    Arrays are of an unsupported library, of two libraries, or of two dtypes.
 ValueError
-    A shape that does not fit, or a length that is not in 0 ... T."""
+    A shape does not fit, or a length is not in 0 ... T."""
 
 _DROPOUT = """\
 dropout_h : (B, H) array, optional
-    Multiplies h_{t-1} where it enters the product with W_hh, the same at every step: a variational dropout mask.
+    A variational dropout mask: multiplies h_{t-1} where it enters the product with W_hh, the same at every step.
 """
 
 _SAME_BITS = """\
-Steps one after another give NumPy arrays
-    the bits that `{name}` gives them for the whole sequence."""
+With NumPy arrays, consecutive steps give the
+    same bits as `{name}` with the whole sequence."""
 _ROUNDED = """\
-Steps one after another agree up to rounding
-    with `{name}` of the whole sequence, which computes many steps at once."""
+Consecutive steps agree up to rounding with
+    `{name}` for the whole sequence, which computes many steps at once."""
 
 STEP = "Its arguments are those of the function of the whole sequence, of one step."
-"""The line of a docstring that `step_of_cell` replaces by what is the same for all cells."""
+"""The line of a docstring that `step_of_cell` replaces by the text that all cells share."""
 
 _STEP = """\
 Parameters
@@ -88,15 +88,15 @@ Returns
 -------
 state : {state}
     {final}, after the step. {agreement} The pullback of
-    ``{name}_cell.vjp`` takes the gradient of the state, and gives ``(dx, dstate0)`` and a dict of those of the
-    parameters.
+    ``{name}_cell.vjp`` takes the gradient of the state, and returns ``(dx, dstate0)`` and a dict of the parameters'
+    gradients.
 
 Raises
 ------
 TypeError
-    Arrays of an unsupported library, of two libraries, or of two dtypes.
+    Arrays are of an unsupported library, of two libraries, or of two dtypes.
 ValueError
-    A shape that does not fit."""
+    A shape does not fit."""
 
 
 class Sequence(NamedTuple):
@@ -106,28 +106,28 @@ class Sequence(NamedTuple):
     x: Array
     """(T, B, I)."""
     floats: dict[str, Any]
-    """All arrays of the dtype of x, by name, as they were given."""
+    """All arrays of the dtype of x, by argument name."""
     states: dict[str, Array | None]
     """The arrays of the state, by their names in messages."""
     lengths: Array | None
     resets: Array | None
     """(T, B)."""
     mask: Array | None
-    """(T, B): the steps that exist, where they are within the lengths."""
+    """(T, B): True at the steps that exist, if they are within the lengths too."""
 
     def backwards(self) -> Sequence:
-        """The sequence from its last step to its first."""
+        """Return the sequence from its last step to its first."""
         x, resets, mask = _masks.backwards(self.xp, self.x, self.lengths, self.resets, self.mask)
         return self._replace(x=x, lengths=None, resets=resets, mask=mask)
 
     def without_output(self, direction: int = 0) -> Array | None:
-        """(T, B, 1) bools: no output is there to repeat, though there is a state; None where that cannot be."""
+        """(T, B, 1) bools: True where there is a state, but no output to repeat; None if that cannot happen."""
         if self.mask is None or all(s is None for s in self.states.values()):
             return None
         return self.xp.expand_dims(_masks.before_the_first(self.xp, self.mask, direction), axis=2)
 
     def initial(self, where: str, rows: tuple[int, ...], widths: tuple[int, ...], symbol: str) -> tuple[Array, ...]:
-        """The arrays of the state, (*rows, width) each, zeros where there is none; reject one of another shape."""
+        """The arrays of the state, (*rows, width) each, with zeros for missing ones; reject other shapes."""
         arrays = []
         for (name, array), width in zip(self.states.items(), widths, strict=True):
             if array is not None:
@@ -150,16 +150,16 @@ def take(
     input_size: int | None = None,
     batch_first: bool = False,
 ) -> Sequence:
-    """The ingress of every recurrence, of the functions, the layers and the analysis.
+    """The ingress of every recurrence, for the functions, the layers and the analysis.
 
     Parameters
     ----------
     where : str
         The caller's public name, for messages.
     floats : dict of arrays or None
-        x, and the further arrays of its dtype, by name.
+        x, and further arrays of its dtype, by name.
     name : str
-        What messages call the state.
+        The name of the state in messages.
     needed : tuple of str
         The arrays that may not be None, besides x.
     input_size : int, optional
@@ -194,16 +194,16 @@ _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class _Expected(NamedTuple):
-    """The arrays of a cell of certain sizes."""
+    """The expected arrays of a cell with given sizes."""
 
     cell: cells.Cell
     parameters: tuple[tuple[str, str, tuple[int, ...], bool], ...]
-    """The name of each, that with a suffix, its shape, and whether it must be there."""
+    """For each parameter its name, the name with a suffix, its shape, and whether it is required."""
     sums_over_units: bool
 
 
 _expected: dict[tuple[int, str, tuple[int, int]], _Expected] = {}
-"""Of cells by their ids, each of which belongs to no other cell while this has it."""
+"""A cache by the cells' ids. An entry keeps its cell alive, so the id belongs to no other cell."""
 
 
 def _expected_of(cell: cells.Cell, suffix: str, sizes: tuple[int, int]) -> _Expected:
@@ -221,15 +221,15 @@ def _expected_of(cell: cells.Cell, suffix: str, sizes: tuple[int, int]) -> _Expe
 def infer(
     cell: cells.Cell, x: Any, params: Mapping[str, Any], suffix: str, state: Any, sizes: tuple[int, int]
 ) -> tuple[Array, tuple[Array, ...]] | None:
-    """One layer in one direction, of NumPy arrays that are ready to compute with: y, and the state, each (1, B, H).
+    """Run one layer in one direction on NumPy arrays that need no conversion: y, and the state arrays, (1, B, H).
 
-    None for all else, which is for `take` to convert or to reject. A program that feeds outputs back calls a layer for
-    each step, and of a small one most of the time is that of checks.
+    Return None for any other arguments, which `take` converts or rejects. A program that feeds outputs back calls a
+    layer for each step, and a small layer then spends most of the time on checks, so this path has few.
 
     Parameters
     ----------
     params : dict of arrays or None
-        By the names of the cell's parameters, each with ``suffix`` behind it.
+        The parameters, by the cell's parameter names followed by ``suffix``.
     state : tuple of (1, B, H) arrays, or None
     sizes : pair of int
         I and H.
@@ -267,7 +267,7 @@ def infer(
 
 
 def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input_size: int) -> int:
-    """The hidden size that the weights have; reject weights of other shapes than the cell's."""
+    """The hidden size of the weights; reject weights whose shapes do not fit the cell."""
     symbols = {name: f"({', '.join(axes)}{',' if len(axes) == 1 else ''})" for name, axes in cell.parameters.items()}
     first = "weight_ih" if cell.elementwise else "weight_hh"
     w = weights[first]
@@ -286,7 +286,7 @@ def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input
 
 
 def _add_axis(xp: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arrays with a first axis of one direction, or of one step."""
+    """Add a first axis, for one direction or one step, to the arrays."""
     return tuple(None if a is None else xp.expand_dims(a, axis=0) for a in arrays)
 
 
@@ -294,13 +294,13 @@ def _add_axis(xp: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
 def _cell(
     kind: type[cells.Cell], implied: tuple[tuple[str, Any], ...], step_masks: tuple[str, ...], *options: Any
 ) -> cells.Cell:
-    """The cell of a call, from the values of its options, and from those that its parameters imply."""
+    """The cell of a call, from the values of its options, and from the options that its parameters imply."""
     values = dict(zip(kind.function_options(), options, strict=True))
     return kind(**values, **dict(implied), step_masks=step_masks)
 
 
 def _implied(kind: type[cells.Cell], name: str, array: Any) -> tuple[str, Any]:
-    """The option that a parameter implies, and its value: that it is there, or its number of rows."""
+    """The option that a parameter implies, and its value: True, or the parameter's number of rows."""
     option = kind.implied[name]
     if kind.options()[option] is bool:
         return option, True
@@ -310,14 +310,14 @@ def _implied(kind: type[cells.Cell], name: str, array: Any) -> tuple[str, Any]:
 def _run(
     where: str, kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool
 ) -> tuple[tuple[Array, State], Any]:
-    """Run the function of a cell with ``arguments`` by name: ``(y, state)`` and, for training, the pullback."""
+    """Run the function of a cell with ``arguments`` by name; return ``(y, state)`` and, for training, the pullback."""
     given_names = [name for name in kind.implied if arguments[name] is not None]
     implied = tuple([_implied(kind, name, arguments[name]) for name in given_names])
     step_masks = tuple([name for name in kind.masks if arguments.get(name) is not None])
     options = [arguments[option] for option in kind.function_options()]
     try:
         cell = _cell(kind, implied, step_masks, *options)  # type: ignore[arg-type]
-    except TypeError:  # a list among the options, or what is no option
+    except TypeError:  # a list among the options, or an invalid option
         cell = _cell.__wrapped__(kind, implied, step_masks, *options)
     for name in given_names:
         if name not in cell.parameters:
@@ -343,7 +343,7 @@ def _run(
         for name in cell.step_masks:
             m, width = given.floats[name], widths[0] if name == "zoneout_h" else hidden
             _checks.shape(where, name, m, (T, B, width), "(T, B, hidden_size)")
-            if width < hidden:  # what is behind is not read
+            if width < hidden:  # the padding is not read
                 m = xp.concat([m, _dispatch.zeros(xp, (T, B, hidden - width), given.x)], axis=2)
             masks.append(_masks.from_the_end(xp, m) if reverse else m)
         masks_of_steps = xp.expand_dims(xp.stack(masks), axis=1)
@@ -382,12 +382,12 @@ def _run(
 
 @functools.cache
 def _names(kind: type[cells.Cell]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The options of a cell's function, and its further arguments that few calls have, which are None otherwise."""
+    """The options of a cell's function, and the further arguments that are None in most calls."""
     return kind.function_options(), (*kind.implied, *kind.masks, "lengths", "resets", "mask", "dropout_h")
 
 
 def _infer(kind: type[cells.Cell], arguments: Mapping[str, Any], x: Any) -> tuple[Array, tuple[Array, ...]] | None:
-    """y and the state that a cell makes of x (T, B, I) and ``arguments``, where `infer` has it; else None."""
+    """y and the state of a cell for x (T, B, I) and ``arguments`` if `infer` supports them, else None."""
     options, unusual = _names(kind)  # type: ignore[arg-type]
     for name in unusual:
         if arguments.get(name) is not None:
@@ -409,7 +409,7 @@ def _infer(kind: type[cells.Cell], arguments: Mapping[str, Any], x: Any) -> tupl
 
 
 def one_step(where: str, x: Any, symbols: str = "(B, input_size)") -> Any:
-    """The input of a step as a sequence of it; reject one that has not two axes. What is no array is left to `take`."""
+    """The input of a step as a sequence of length 1; reject it unless it has two axes. `take` rejects a non-array."""
     if _dispatch.library_of(x) is None:
         return x
     _checks.ndim(where, "x", x, 2, symbols)
@@ -417,7 +417,7 @@ def one_step(where: str, x: Any, symbols: str = "(B, input_size)") -> Any:
 
 
 def _run_step(kind: type[cells.Cell], arguments: Mapping[str, Any], training: bool) -> tuple[State, Any]:
-    """Run a single step of a cell with ``arguments`` by name: the state and, for training, the pullback."""
+    """Run a single step of a cell with ``arguments`` by name; return the state and, for training, the pullback."""
     where = f"{kind.name}_cell"
     (_, state), pull = _run(where, kind, {**arguments, "x": one_step(where, arguments["x"])}, training)
 
@@ -454,7 +454,7 @@ def _documentation(template: str, cell: cells.Cell) -> str:
 def _decorator(
     kind: type[cells.Cell], run: Callable[[Mapping[str, Any], bool], tuple[Any, Any]], line: str, template: str
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Give a function its pullback from ``run``, and documentation in place of a line of its docstring."""
+    """Give a function its pullback from ``run``, and replace a line of its docstring by documentation."""
 
     def decorate(function: Callable[P, R]) -> Op[P, R]:
         signature = inspect.signature(function)
@@ -498,7 +498,7 @@ def call_step(kind: type[cells.Cell], arguments: Mapping[str, Any]) -> State:
 
 
 def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Decorate the function of a cell: it gets its pullback, and documentation in place of the line `SHARED`.
+    """Decorate the function of a cell: it gets its pullback, and documentation instead of the line `SHARED`.
 
     It takes x, the cell's parameters and state; by keyword the cell's options and the parameters that imply options,
     lengths, resets, mask, zero_masked_output, reverse, dropout_h and the cell's masks of steps.
@@ -507,7 +507,7 @@ def of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
 
 
 def step_of_cell(kind: type[cells.Cell]) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Decorate the function of a single step of a cell, as `of_cell` does; its line is `STEP`."""
+    """Decorate the function of a single step of a cell like `of_cell`; the replaced line is `STEP`."""
     return _decorator(kind, functools.partial(_run_step, kind), STEP, _STEP)
 
 
@@ -816,9 +816,9 @@ def mingru(
         z_t = sigma(a_z)      n_t = g(a_n), g(a) = a + 1/2 if a >= 0, else sigma(a)
         h_t = (1 - z_t) h_{t-1} + z_t n_t
 
-    n is positive, and so is h if the initial state is. That is the form that Feng et al. train in log space. Here the
-    states are those of `gpurnn.linear_scan`, which are as exact and need no logarithm: the initial state may have any
-    sign. It is h_0 itself, where the authors' code takes g(h_0).
+    n is positive, and so is h if the initial state is. Feng et al. train this form in log space. Here the states come
+    from `gpurnn.linear_scan`, which is as exact and needs no logarithm, so the initial state may have any sign. It is
+    h_0 itself; the authors' code uses g(h_0).
 
     It takes, returns and raises what the function of every cell does.
 
@@ -864,7 +864,7 @@ def minlstm(
         i_t, f_t = sigma(a_i), sigma(a_f)      n_t = g(a_n), g(a) = a + 1/2 if a >= 0, else sigma(a)
         h_t = (f_t h_{t-1} + i_t n_t) / (f_t + i_t)
 
-    It has no cell state beside h. n and the initial state are as in `gpurnn.mingru`.
+    It has no cell state besides h. n and the initial state are as in `gpurnn.mingru`.
 
     It takes, returns and raises what the function of every cell does.
 
@@ -941,7 +941,7 @@ def indrnn(
 ) -> tuple[Array, Array]:
     """Independent recurrent layer, one direction: h_t = f(W_ih x_t + u h_{t-1} + b_ih) + leak h_{t-1}.
 
-    u is ``weight_hh``, one number for each unit: no unit reads the state of another one, so W_hh is a diagonal.
+    u is ``weight_hh``, one number per unit: no unit reads the state of another unit, so W_hh is diagonal.
 
     It takes, returns and raises what the function of every cell does.
 

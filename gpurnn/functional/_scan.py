@@ -1,4 +1,4 @@
-"""Linear recurrences: the scan h_t = a_t h_{t-1} + b_t, and state-space models on it."""
+"""The linear recurrence h_t = a_t h_{t-1} + b_t, a scan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._op import Pullback, differentiable
 
 
 def _linear_scan(a: Array, b: Array, h0: Array | None, training: bool) -> tuple[Array, Array, Any]:
-    """Check the arguments and run the wing: h, h0 and what backward takes."""
+    """Check the arguments and run the wing; return h, h0 and the values for the backward pass."""
     where = "linear_scan"
     xp, a, b, h0 = _arrays.take(where, {"a": a, "b": b, "h0": h0}, needed=("a", "b"), dtypes=_checks.INEXACT)
     _checks.ndim(where, "b", b, 3, "(T, B, N)")
@@ -41,16 +41,16 @@ def _linear_scan_vjp(a: Array, b: Array, h0: Array | None = None) -> tuple[Array
 
 @differentiable(_linear_scan_vjp)
 def linear_scan(a: Array, b: Array, h0: Array | None = None) -> Array:
-    """The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise: a diagonal linear state-space model's states.
+    """The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise: the states of a diagonal linear state-space model.
 
-    In NumPy it is computed in parallel over time, by chunks, where T is 256 at least and B N at most 128; the compiled
-    wing takes a step at a time.
-    Gradients of complex numbers z = x + iy are dL/dx + i dL/dy; cotangents are taken as such.
+    NumPy computes it in parallel over time, in chunks, if T is at least 256 and B N at most 128. The compiled wing
+    computes one step at a time.
+    Gradients and cotangents of complex numbers z = x + iy are dL/dx + i dL/dy.
 
     Parameters
     ----------
     a : (T, B, N) or (N,) array
-        float32, float64, complex64 or complex128. Of shape (N,) the same at every step and in every row.
+        float32, float64, complex64 or complex128. Shape (N,) means the same at every step and in every row.
     b : (T, B, N) array
     h0 : (B, N) array, optional
         The state before the first step; None for zero.
@@ -58,12 +58,12 @@ def linear_scan(a: Array, b: Array, h0: Array | None = None) -> Array:
     Returns
     -------
     h : (T, B, N) array
-        Its pullback gives ``(da, db, dh0), {}``.
+        Its pullback returns ``(da, db, dh0), {}``.
 
     Raises
     ------
     TypeError, ValueError
-        Unsupported or mixed arrays, dtypes or shapes.
+        Arrays or dtypes are unsupported or mixed, or shapes do not fit.
 
     References
     ----------

@@ -1,6 +1,6 @@
-"""A sequence computed in segments of steps: gradient checkpointing in time, and the state between two steps.
+"""Compute a sequence in segments of steps: for gradient checkpointing in time, and for the state between two steps.
 
-What computes a segment is the caller's; here is the order of the segments, and what passes between them.
+The caller computes a segment; this module orders the segments, and passes states and gradients between them.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from .. import _checks, _dispatch
 from .._contract import Array
 
 States = tuple["Array | None", ...]
-"""The arrays of a state; one that is a gradient may be None for zero."""
+"""The arrays of a state, or of its gradient, where None means zero."""
 
 Pull = Callable[["Array | None", States, Any], tuple[Array, tuple[Array, ...], Any]]
-"""From dy, the gradient of the state after the steps, and the gradients of the weights that later steps gave (None for
-none), to dx, the gradient of the state before the steps, and the gradients of the weights with those of these steps."""
+"""Maps dy, the gradient of the state after the steps, and the weights' gradients from later steps (None if there are
+none) to dx, the gradient of the state before the steps, and the weights' gradients including these steps."""
 
 Run = Callable[[range, Any, bool], tuple[Array, Any, Any]]
-"""From steps, the state before them, and whether gradients are wanted, to y of these steps, the state after them, and
+"""Maps steps, the state before them, and whether gradients are wanted, to y of these steps, the state after them, and
 their `Pull`, or None if gradients are not wanted."""
 
 
 def segments_of(
     where: str, steps: range, chunk: int, checkpoint_every: int | str | None = None, state_after: int | None = None
 ) -> list[range]:
-    """The segments to run: all steps at once, or several ranges of them; one at least, if only an empty one.
+    """The segments to run: all steps at once, or several ranges. There is at least one, which may be empty.
 
     Parameters
     ----------
     where : str
         The caller's public name, for messages.
     chunk : int
-        Segments are whole numbers of this many steps, so that a part of a sequence has the bits that it has in the
-        whole.
+        The lengths of segments are multiples of this number of steps, so that a part of a sequence has the same bits as
+        in the whole.
     checkpoint_every : int or "sqrt", optional
-        The least length of a segment; "sqrt" is the root of the number of steps. None for one of all steps.
+        The least length of a segment; "sqrt" is the root of the number of steps. None means one segment of all steps.
     state_after : int, optional
         A step at which a segment ends, so that the state there is known.
     """
@@ -63,9 +63,9 @@ def segments_of(
 
 
 def part_of(xp: Any, steps: range, x: Array, lengths: Array | None, *of_steps: Array | None) -> tuple[Any, ...]:
-    """x, lengths and arrays (T, ...), such as resets, of a range of steps alone."""
+    """The part of x, lengths and arrays (T, ...), such as resets, in a range of steps."""
     if len(steps) == x.shape[0]:
-        return x, lengths, *of_steps  # as they are, so that lengths out of their range are still seen
+        return x, lengths, *of_steps  # unchanged, so that lengths out of range are still detected
     part = slice(steps.start, steps.stop)
     return (
         x[part, ...],
@@ -75,7 +75,7 @@ def part_of(xp: Any, steps: range, x: Array, lengths: Array | None, *of_steps: A
 
 
 class Whole:
-    """An array over all steps, from those of the segments in any order."""
+    """An array over all steps, assembled from the arrays of the segments, in any order."""
 
     def __init__(self, segments: list[range]) -> None:
         self.first, self.steps = segments[0].start, sum(map(len, segments))
@@ -100,7 +100,7 @@ def through(
     recompute: bool = False,
     state_after: int | None = None,
 ) -> tuple[Array, Any, Pull | None]:
-    """Run the segments in order, and on the way back in reverse.
+    """Run the segments in order, and in the backward pass in reverse.
 
     Parameters
     ----------
@@ -111,19 +111,20 @@ def through(
     state : tuple of arrays
         The state before the first step.
     training : bool
-        Whether the way back is wanted.
+        Whether the backward pass is wanted.
     recompute : bool
-        Keep of a segment only the state before it, and run it again on the way back: gradient checkpointing.
+        Whether to keep only the state before each segment, and recompute the segment in the backward pass: gradient
+        checkpointing.
     state_after : int, optional
-        The step after which the state is returned, where a segment begins or ends; by default the last.
+        The number of steps after which the state is returned, a border of segments; by default all steps.
 
     Returns
     -------
     y : array
     state : tuple of arrays
-        That after ``state_after`` steps.
+        The state after ``state_after`` steps.
     pull
-        The `Pull` of all of it, None unless ``training``. It may be called more than once.
+        The `Pull` of the whole sequence, None unless ``training``. It may be called more than once.
     """
     end = segments[-1].stop
     state_after = end if state_after is None else state_after

@@ -20,9 +20,9 @@ OutputState = Literal["after", "before"]
 OUTPUT_STATES: tuple[OutputState, ...] = ("after", "before")
 
 CHUNK_ROWS = 8192
-"""The least rows, steps times sequences, that are computed side by side, where there are so many.
+"""The least number of rows, steps times sequences, that are computed side by side, if there are as many.
 
-A longer sequence is computed chunk by chunk: so its parts have the bits that they have in the whole.
+A longer sequence is computed chunk by chunk, so that its parts have the same bits as in the whole.
 """
 
 
@@ -31,7 +31,7 @@ def _is_complex(array: Array) -> bool:
 
 
 def _real_pair(xp: Any, z: Array, axis: int = -1) -> Array:
-    """Real and imaginary part one after the other along ``axis``; a real array is returned as it is."""
+    """Join real and imaginary part along ``axis``; a real array is returned as it is."""
     return xp.concat([xp.real(z), xp.imag(z)], axis=axis) if _is_complex(z) else z
 
 
@@ -58,14 +58,14 @@ def _weight_gradient(xp: Any, dy: Array, x: Array) -> Array:
 def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, stops: Array | None, *, in_order: bool = False) -> Array:
     """h_t = A h_{t-1} + b_t, b_t alone where ``stops``, in parallel over about sqrt(T) chunks of as many steps.
 
-    Each chunk is gone through twice: from zero, for what it adds to the state that leaves it, and from the state that
-    enters it. Between the two the states are carried over the chunks by the power of A that a chunk is. Where that
-    power overflows or underflows and the states may not, the steps are taken ``in_order``.
+    Each chunk runs twice: from zero, for what it adds to the state that leaves it, and from the state that enters it.
+    Between the two runs, a power of A carries the states from chunk to chunk. If that power overflows or underflows
+    but the states may not, the steps are computed ``in_order``.
     """
     T, B, N = b.shape
     if T == 0:
         return b
-    # A power of two, so that the power of A is a few squarings. Few steps are not worth the second pass.
+    # A power of two, so that the power of A takes a few squarings. Few steps are not worth the second run.
     length = 2 ** round(math.log2(T) / 2) if T >= 64 and not in_order else T
     chunks = -(-T // length)
     padding = chunks * length - T
@@ -81,7 +81,7 @@ def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, stops: Array | None, *,
 
     entering = xp.expand_dims(h0, axis=0)
     if chunks > 1:
-        with np.errstate(all="ignore"):  # of numbers that may not be the states
+        with np.errstate(all="ignore"):  # these numbers need not be the states
             leaving = _dispatch.zeros(xp, (chunks, B, N), b)
             for j in range(length):
                 leaving = advance(leaving, j)
@@ -105,7 +105,7 @@ def _matrix_scan(xp: Any, A: Array, b: Array, h0: Array, stops: Array | None, *,
 
 
 def _is_exact(xp: Any, power: Array, states: Array) -> Array:
-    """Whether no state overflows, and what underflow may have taken from the power is less than a rounding of each."""
+    """Whether no state overflows, and the power's loss by underflow is less than a rounding of each state."""
     numbers = xp.finfo(power.dtype)
     floor = float(numbers.smallest_normal) / float(numbers.eps)
     low = xp.astype(xp.any(xp.abs(power) < floor), power.dtype)
@@ -164,7 +164,7 @@ def _take(
     lengths: Array | None,
     resets: Array | None,
 ) -> tuple[Any, ...]:
-    """The namespace and the arrays, ready to compute with; reject what does not fit."""
+    """The namespace and the arrays, ready to compute with; reject arguments that do not fit."""
     _checks.given(where, x=x, A=A, B=B, C=C)
     _dispatch.namespace(where, x=x, A=A, B=B, C=C, D=D, state=state, lengths=lengths, resets=resets)
     _checks.choice(where, "output_state", output_state, OUTPUT_STATES)
@@ -222,7 +222,7 @@ def _run_chunk(
     state: tuple[Array, ...],
     training: bool,
 ) -> tuple[Array, tuple[Array, ...], Any]:
-    """The steps of x, from the state before them; the results are a `Run`'s."""
+    """Run the steps of x from the state before them; return the results of a `Run`."""
     A, B_pair, C_pair, D, output_state, all_states = model
     (h0,) = state
     T, rows, N = x.shape[0], x.shape[1], A.shape[0]
@@ -235,7 +235,7 @@ def _run_chunk(
     if resets is not None:
         cut = xp.expand_dims(resets, axis=2)
     b = _from_real_pair(xp, _product(xp, x, B_pair), A.dtype)
-    # A state past a length goes nowhere, so it need not be carried; that of an unstable A would grow.
+    # A state past a length is not used, so it is not carried: with an unstable A it would grow.
     stops = cut if past is None else past if cut is None else xp.logical_or(cut, past)
     if A.ndim == 1:
         h, pull_states = _diagonal_states(xp, A, b, h0, stops, training)
@@ -245,7 +245,7 @@ def _run_chunk(
         read = _zero_where(xp, cut, xp.concat([xp.expand_dims(h0, axis=0), h[:-1, ...]], axis=0)[:T, ...])
     else:
         read = h
-    # Past a length y is zero, but the gradient of C would hold a NaN that is there times zero.
+    # Past a length y is zero, but in the gradient of C a NaN there times zero would be NaN.
     read_pair = _real_pair(xp, _zero_where(xp, past, read))
     y = _product(xp, read_pair, C_pair)
     if D is not None:
@@ -317,7 +317,7 @@ def run_ssm(
     checkpoint_every: int | str | None = None,
     state_after: int | None = None,
 ) -> tuple[tuple[Array, ...], Any]:
-    """Check the arguments and compute `ssm`; for training also its pullback. The last two options are the layers'."""
+    """Check the arguments and compute `ssm`; for training also its pullback. Only layers use the last two options."""
     xp, x, A, B, C, D, state, lengths, resets = _take(where, x, A, B, C, D, state, output_state, lengths, resets)
     T, rows = x.shape[:2]
     h0 = _dispatch.zeros(xp, (rows, A.shape[0]), A) if state is None else state
@@ -380,8 +380,8 @@ def ssm(
 ) -> tuple[Array, ...]:
     """A linear state-space model: h_t = A h_{t-1} + B x_t, y_t = C h_t + D x_t.
 
-    The states are computed in parallel over time, in chunks of about 8192 rows, steps times sequences: a dense A's by
-    products with powers of A, a diagonal one's by `gpurnn.linear_scan`. With a complex diagonal, y is the real part:
+    The states are computed in parallel over time, in chunks of about 8192 rows, steps times sequences: by products with
+    powers of A if it is dense, by `gpurnn.linear_scan` if it is diagonal. With a complex diagonal, y is the real part:
     y_t = Re(C h_t) + D x_t.
 
     Parameters
@@ -397,14 +397,14 @@ def ssm(
     D : (output_size, input_size) array, optional
         Has the dtype of x. Without it x does not act on y directly.
     state : (B, N) array, optional
-        The state before the first step, of the dtype of A; None for zero.
+        The state before the first step, with the dtype of A; None for zero.
     output_state : {"after", "before"}
         Which state y reads: h_t, after the update, or h_{t-1}, before it, as `scipy.signal.dlsim` does.
     lengths : (B,) integer array, optional
-        Steps of each sequence that exist, zero allowed. What x holds past them is not read.
+        The number of steps of each sequence, zero allowed. x is not read past it.
     resets : (T, B) array of bools, or of integers 0 and 1, optional
-        True where a new sequence starts: the state before that step is zero. With a diagonal A it is made so by a
-        product with zero, so one that is infinite or NaN stays NaN.
+        True where a new sequence starts: the state before that step is zero. With a diagonal A this is a product with
+        zero, so an infinite or NaN state becomes NaN.
     return_states : bool
         Whether the states of all steps are returned too.
 
@@ -413,22 +413,22 @@ def ssm(
     y : (T, B, output_size) array
         Exactly zero past a sequence's length.
     state : (B, N) array
-        After each sequence's last step.
+        The state after each sequence's last step.
     states : (T, B, N) array
         Only with ``return_states``: h_t of every step, exactly zero past a sequence's length. The pullback takes
-        ``(dy, dstate)``, or with the states ``(dy, dstate, dstates)``, and gives ``(dx, dstate0), grads`` with
+        ``(dy, dstate)``, or with the states ``(dy, dstate, dstates)``, and returns ``(dx, dstate0), grads`` with
         the names A, B, C and D. The gradient of a complex number z = u + iv is dL/du + i dL/dv.
 
     Raises
     ------
     TypeError, ValueError
-        Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
+        Arrays or dtypes are unsupported or mixed, or shapes or lengths do not fit.
 
     Notes
     -----
-    Where the powers of a dense A over about sqrt(T) steps overflow or underflow and the states may not, the steps are
-    taken in order, which takes longer. To see that, a call on a GPU with a dense A and at least 64 steps waits for the
-    device once, and so does its pullback: neither can be captured into a CUDA graph.
+    If the powers of a dense A over about sqrt(T) steps overflow or underflow but the states may not, the steps are
+    computed in order, which takes longer. To detect that, a call on a GPU with a dense A and at least 64 steps waits
+    for the device once, and so does its pullback: neither can be captured into a CUDA graph.
 
     References
     ----------

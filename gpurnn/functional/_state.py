@@ -1,4 +1,4 @@
-"""Lengths, resets, states and cotangents of recurrences: their forms and their checks."""
+"""The forms and checks of lengths, resets, states and cotangents of recurrences."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def unpack_state(where: str, cell: cells.Cell, name: str, state: State | None) -
 
 
 def pack_state(cell: cells.Cell, arrays: tuple[Array, ...]) -> State:
-    """The state as callers see it: h, or for the LSTM (h, c)."""
+    """The state in the callers' form: h, or for the LSTM (h, c)."""
     return arrays[0] if cell.states == 1 else (arrays[0], arrays[1])
 
 
 def check_sequence(where: str, x: Array, lengths: Array | None, **of_steps: Array | None) -> None:
-    """Reject lengths, resets and a mask whose shape does not fit x (T, B, ...). A wing checks what lengths hold."""
+    """Reject lengths, resets and a mask whose shape does not fit x (T, B, ...). A wing checks the values of lengths."""
     T, B = x.shape[:2]
     if lengths is not None:
         _checks.shape(where, "lengths", lengths, (B,), "(B,)")
@@ -41,7 +41,7 @@ def check_sequence(where: str, x: Array, lengths: Array | None, **of_steps: Arra
 
 
 def cotangents_of(where: str, cotangents: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """What the pullback of a function with these outputs was given; reject what is no tuple of as many."""
+    """The cotangents that a pullback got, one for each output in ``names``; reject anything but a tuple of as many."""
     if not isinstance(cotangents, (tuple, list)) or len(cotangents) != len(names):
         said, kind = _checks.described(cotangents), "a pair" if len(names) == 2 else f"a tuple of {len(names)}"
         expected = ", ".join(f"d{name}" for name in names)
@@ -50,7 +50,7 @@ def cotangents_of(where: str, cotangents: Any, names: tuple[str, ...]) -> tuple[
 
 
 def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
-    """dy and dstate from what the pullback of a function with a state was given; reject what is no pair."""
+    """dy and dstate from the argument of the pullback of a function with a state; reject anything but a pair."""
     dy, dstate = cotangents_of(where, cotangents, ("y", "state"))
     return dy, dstate
 
@@ -58,9 +58,9 @@ def cotangent_pair(where: str, cotangents: Any) -> tuple[Any, Any]:
 def check_cotangents(
     where: str, cell: cells.Cell, cotangents: Any, y: Array, state: State
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
-    """dy and the arrays of dstate, ready to compute with, from what a recurrence's pullback was given.
+    """dy and the arrays of dstate, ready to compute with, from the argument of a recurrence's pullback.
 
-    What is not like (y, state) is rejected.
+    Cotangents that are not like (y, state) are rejected.
     """
     dy, dstate = cotangent_pair(where, cotangents)
     arrays = unpack_state(where, cell, "dstate", dstate)

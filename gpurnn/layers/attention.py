@@ -1,4 +1,4 @@
-"""Multi-head attention as a layer, and the Transformer: positions, and the block that a stack of makes it."""
+"""Multi-head attention as a layer, and the parts of a Transformer: positions, and the block that it stacks."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .layer_norm import LayerNorm
 class MultiHeadAttention(Layer):
     """Multi-head attention: y = W_o [head_1 ... head_n] + b_o; see `gpurnn.multi_head_attention`.
 
-    It also returns its weights, so it is no layer for `Sequential`; `TransformerBlock` is.
+    It also returns its attention weights, so `Sequential` cannot run it; use `TransformerBlock` there.
 
     Parameters
     ----------
     features : int
-        E, the size of queries, of y, and of keys and values if no other is given.
+        E, the size of queries and y, and by default of keys and values.
     num_heads : int
         n, a divisor of E.
     bias : bool
     causal : bool
-        Whether a query sees no keys that are later than itself.
+        Whether a query sees no keys later than itself.
     key_size, value_size : int, optional
-        The sizes of keys, and of values; E by default.
+        The sizes of keys and of values; E by default.
     batch_first : bool
         Whether query, keys, values and y are (B, T, ...) instead of (T, B, ...).
     init : str or initializer
@@ -48,14 +48,14 @@ class MultiHeadAttention(Layer):
     Attributes
     ----------
     params : dict of str to array
-        ``in_proj_weight`` (3*E, E), ``in_proj_bias`` (3*E,), ``out_proj.weight`` (E, E) and ``out_proj.bias`` (E,); if
-        keys or values have another size than E, ``q_proj_weight`` (E, E), ``k_proj_weight`` (E, key_size) and
-        ``v_proj_weight`` (E, value_size) in place of the first: the names of `torch.nn.MultiheadAttention`.
+        ``in_proj_weight`` (3*E, E), ``in_proj_bias`` (3*E,), ``out_proj.weight`` (E, E) and ``out_proj.bias`` (E,). If
+        the size of keys or values is not E, ``q_proj_weight`` (E, E), ``k_proj_weight`` (E, key_size) and
+        ``v_proj_weight`` (E, value_size) replace the first. The names are those of `torch.nn.MultiheadAttention`.
 
     Raises
     ------
     TypeError, ValueError
-        A size below 1, a num_heads that does not divide features, another init or dtype.
+        A size is below 1, num_heads does not divide features, or init or dtype is unknown.
 
     References
     ----------
@@ -130,7 +130,7 @@ class MultiHeadAttention(Layer):
         key_padding_mask: Array | None = None,
         attn_mask: Array | None = None,
     ) -> tuple[Array, Array]:
-        """``(y, weights)`` as `gpurnn.multi_head_attention` gives and raises; nothing is saved."""
+        """Return ``(y, weights)``; save nothing. Results and errors are those of `gpurnn.multi_head_attention`."""
         return functional.multi_head_attention(
             query, keys, values, **self._arguments(), key_padding_mask=key_padding_mask, attn_mask=attn_mask
         )
@@ -145,7 +145,7 @@ class MultiHeadAttention(Layer):
         key_padding_mask: Array | None = None,
         attn_mask: Array | None = None,
     ) -> tuple[tuple[Array, Array], Pullback]:
-        """``((y, weights), pullback)``, with ``pullback((dy, dweights))`` as of `gpurnn.multi_head_attention`.
+        """Return ``((y, weights), pullback)``, with the ``pullback((dy, dweights))`` of `gpurnn.multi_head_attention`.
 
         The gradients of the parameters have the names of ``params``; ``rng`` is not used.
         """
@@ -160,7 +160,7 @@ class MultiHeadAttention(Layer):
         return outputs, pullback
 
     def _self_attention_vjp(self, x: Array, key_padding_mask: Array | None) -> tuple[Array, Pullback]:
-        """y alone and its pullback, from ``dy`` to ``(dx, grads)``: a wing need not make the weights."""
+        """y alone and its pullback, from ``dy`` to ``(dx, grads)``, so that a wing need not make the weights."""
         (y, _), pull = _multi_head.attend(
             x, **self._arguments(), key_padding_mask=key_padding_mask, with_weights=False, training=True
         )
@@ -185,9 +185,9 @@ class MultiHeadAttention(Layer):
 
 
 class PositionalEncoding(Layer):
-    """Sinusoidal positions, added to what is at them: y_t = x_t + p_t.
+    """Sinusoidal positions, added to the input: y_t = x_t + p_t.
 
-    p_t,2i = sin(t / 10000^(2i/E)) and p_t,2i+1 = cos(t / 10000^(2i/E)), t = 0 ... T - 1. Self-attention itself does not
+    p_t,2i = sin(t / 10000^(2i/E)) and p_t,2i+1 = cos(t / 10000^(2i/E)), t = 0 ... T - 1. Self-attention alone does not
     know the order of the steps.
 
     References
@@ -213,19 +213,19 @@ class PositionalEncoding(Layer):
         self.params = {}
 
     def __call__(self, x: Array) -> Array:
-        """y (T, B, E) of x (T, B, E).
+        """Return y (T, B, E) for x (T, B, E).
 
         Raises
         ------
         TypeError, ValueError
-            x is no (T, B, E) array of float32 or float64.
+            x is not a (T, B, E) array of float32 or float64.
         """
         where = "PositionalEncoding"
         xp, x = _arrays.take(where, {"x": x}, needed=("x",))
         _checks.ndim(where, "x", x, 3, "(T, B, E)")
         T, _, E = x.shape
         device = _dispatch.device(x)
-        # In float32 the angles of late positions would be off by thousandths.
+        # In float32 the angles of late positions would have errors of thousandths.
         steps = xp.arange(T, dtype=xp.float64, device=device)
         rates = xp.exp(xp.arange(0, E, 2, dtype=xp.float64, device=device) * (-math.log(10000) / max(E, 1)))
         angles = steps[:, None] * rates[None, :]
@@ -234,7 +234,7 @@ class PositionalEncoding(Layer):
         return x + xp.expand_dims(xp.astype(p, x.dtype), axis=1)
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
-        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; ``rng`` is not used."""
+        """Return ``(y, pullback)``; ``pullback(dy)`` returns ``(dx, {})``, and ``rng`` is not used."""
         y = self(x)
         xp = _dispatch.namespace("PositionalEncoding", y=y)
 
@@ -265,16 +265,16 @@ def _gelu_vjp(xp: Any, a: Array) -> tuple[Array, Pullback]:
 
 
 class TransformerBlock(Composite):
-    """Transformer block, pre-norm: self-attention and a feed-forward network, each added to what it reads.
+    """Transformer block, pre-norm: self-attention and a feed-forward network, each added to its input.
 
     ::
 
         z = x + dropout(multi_head_attention(layer_norm(x)))
         y = z + dropout(W_2 g(W_1 layer_norm(z) + b_1) + b_2)
 
-    Causal and stacked behind an `Embedding` and a `PositionalEncoding`, with a `LayerNorm` and a `Dense` on top, it is
-    a language model. It takes a recurrent layer's place in `Sequential`, but remembers nothing from call to call: the
-    state that it takes and gives is always None.
+    Causal blocks after an `Embedding` and a `PositionalEncoding`, followed by a `LayerNorm` and a `Dense`, form a
+    language model. A block can replace a recurrent layer in `Sequential`, but remembers nothing from call to call: the
+    state that it takes and returns is always None.
 
     Parameters
     ----------
@@ -285,11 +285,11 @@ class TransformerBlock(Composite):
     hidden_size : int, optional
         Rows of W_1; 4 E by default.
     causal : bool
-        Whether a step sees none that are later.
+        Whether a step sees no later steps.
     activation : {"relu", "gelu"}
         g; the Gaussian error linear unit in its tanh form.
     dropout : float
-        Rate of the dropout on what is added to x and to z.
+        The rate of the dropout on the terms that are added to x and to z.
     init : str or initializer
         How every weight matrix starts: a name or a function of `gpurnn.initializers`. Biases start at zero.
     dtype : "float32" or "float64"
@@ -305,8 +305,8 @@ class TransformerBlock(Composite):
     Raises
     ------
     TypeError, ValueError
-        A size below 1, a num_heads that does not divide features, a rate out of [0, 1), another activation, init or
-        dtype.
+        A size is below 1, num_heads does not divide features, a rate is out of [0, 1), or activation, init or dtype is
+        unknown.
 
     References
     ----------
@@ -370,7 +370,7 @@ class TransformerBlock(Composite):
         self._dropped = Dropout(self.dropout)
         options: dict[str, Any] = {"init": init, "dtype": parameter_dtype(where, dtype), "rng": generator(where, rng)}
         self.self_attn = MultiHeadAttention(self.features, self.num_heads, causal=self.causal, **options)
-        # The derivative of relu follows from its value, which the dense layer has; that of gelu does not.
+        # The dense layer computes an activation's derivative from its value, which works for relu but not for gelu.
         inner = "relu" if self.activation == "relu" else "identity"
         self.linear1 = Dense(self.features, self.hidden_size, activation=inner, **options)
         self.linear2 = Dense(self.hidden_size, self.features, **options)
@@ -379,16 +379,16 @@ class TransformerBlock(Composite):
     def __call__(
         self, x: Array, state: None = None, lengths: Array | None = None, resets: Array | None = None
     ) -> tuple[Array, None]:
-        """The output and None; nothing is saved.
+        """Return the output and None; save nothing.
 
         Parameters
         ----------
         x : (T, B, E) array
             Has the dtype of the parameters.
         state, resets : None
-            A block has no state that could be given or reset.
+            None, because a block has no state.
         lengths : (B,) integer array, optional
-            Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
+            The number of steps of each sequence, in any order, zero allowed. x is not read past it.
 
         Returns
         -------
@@ -399,7 +399,7 @@ class TransformerBlock(Composite):
         Raises
         ------
         TypeError, ValueError
-            Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit; a state, or resets.
+            Arrays or dtypes are unsupported or mixed, shapes or lengths do not fit, or there is a state or resets.
         """
         return self.vjp(x, state, lengths, resets)[0]
 
@@ -411,9 +411,9 @@ class TransformerBlock(Composite):
         resets: Array | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[tuple[Array, None], Pullback]:
-        """``((y, None), pullback)``, with ``pullback((dy, None))`` returning ``((dx, None), grads)``.
+        """Return ``((y, None), pullback)``; ``pullback((dy, None))`` returns ``((dx, None), grads)``.
 
-        The first four arguments are those of a call; without ``rng`` nothing is dropped.
+        The first four arguments are those of a call. Without ``rng`` there is no dropout.
         """
         where = "TransformerBlock"
         xp, x, lengths = self._take(x, state, lengths, resets)
@@ -429,7 +429,7 @@ class TransformerBlock(Composite):
                 return array
             return xp.where(exists[:, :, None], array, _dispatch.zeros(xp, (1, 1, 1), array))
 
-        # What is not read must not reach a product either.
+        # Values past the lengths must not reach a product either.
         x = existing(x)
         attend, transform = Chain(), Chain()
         a = attend("norm1", self.norm1.vjp(x))

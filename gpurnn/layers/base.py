@@ -1,4 +1,4 @@
-"""The base classes of layers. A layer is its configuration and a flat dict of arrays; nothing else changes."""
+"""The base classes of layers. A layer consists of its configuration and a flat dict of arrays, which alone change."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 PYTORCH_GRU = "reset_after=True, update='state'"
-"""The form of the GRU whose weights people have from PyTorch and cuDNN."""
+"""The form of the GRU that weights from PyTorch and cuDNN have."""
 
 TOKENS = 0
-"""The width that `Layer._widths` gives for an input of tokens, which has no axis of features."""
+"""The width that `Layer._widths` returns for an input of tokens, which has no axis of features."""
 
 
 class Layer(_checks.ListsOptions, ABC):
@@ -39,9 +39,9 @@ class Layer(_checks.ListsOptions, ABC):
 
     Calling a layer is inference and saves nothing; `vjp` also returns the pullback to the gradients.
 
-    A subclass sets ``params`` and defines ``__call__`` and ``vjp``. It keeps each argument of its constructor in an
-    attribute of the same name, from which its repr, `config` and `clone` follow. For `Sequential` to run it, ``vjp``
-    takes ``(x, rng)``, or ``(x, state, lengths, resets, rng)`` where ``stateful`` is True.
+    A subclass sets ``params`` and defines ``__call__`` and ``vjp``. It stores each argument of its constructor in an
+    attribute of the same name, which its repr, `config` and `clone` use. For `Sequential` to run it, ``vjp`` takes
+    ``(x, rng)``, or ``(x, state, lengths, resets, rng)`` if ``stateful`` is True.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Layer(_checks.ListsOptions, ABC):
     stateful : bool
         Whether the layer takes ``(x, state, lengths, resets)`` and returns ``(y, state)``, instead of x and y.
     batch_first : bool or None
-        Whether time is the second axis of x and not the first; None for a layer that treats every position alike.
+        Whether time is the second axis of x instead of the first; None for a layer that treats all positions alike.
     """
 
     stateful = False
@@ -58,10 +58,10 @@ class Layer(_checks.ListsOptions, ABC):
     params: dict[str, Array]
 
     _positional: tuple[str, ...] = ()
-    """First arguments of the constructor that the repr shows without their names, though they have a default."""
+    """The leading constructor arguments that the repr shows without their names, although they have a default."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have the methods of gpurnn's own layers take arrays of any library."""
+        """Let the methods of gpurnn's own layers take arrays of any library."""
         super().__init_subclass__(**kwargs)
         if cls.__module__.partition(".")[0] == "gpurnn":
             for name in _foreign.METHODS:
@@ -70,7 +70,7 @@ class Layer(_checks.ListsOptions, ABC):
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the parameters hold; one that has two names is counted once."""
+        """How many numbers the parameters hold; a parameter with two names is counted once."""
         return sum(math.prod(p.shape) for p in _sharing.merged(self.params).values())
 
     def _dtypes(self) -> list[str]:
@@ -78,13 +78,13 @@ class Layer(_checks.ListsOptions, ABC):
         return list(dict.fromkeys(_checks.dtype_name(p) for p in self.params.values()))
 
     def to(self, device: Any) -> Self:
-        """This layer with its parameters copied to a device.
+        """Return this layer with its parameters copied to a device.
 
         Parameters
         ----------
         device : str or module
-            "cpu" for NumPy arrays, "cuda" for CuPy arrays of the current GPU, "cuda:1" for those of another one; or the
-            module of arrays itself: numpy, cupy or an array-API namespace.
+            "cpu" for NumPy arrays, "cuda" for CuPy arrays on the current GPU, "cuda:1" for another GPU; or the array
+            module itself: numpy, cupy or an array-API namespace.
 
         Raises
         ------
@@ -99,19 +99,19 @@ class Layer(_checks.ListsOptions, ABC):
         return moved
 
     def _places(self) -> dict[str, tuple[dict[str, Array], str]]:
-        """Where each array stands, by its full name: a dict and its name there. An array may have several places."""
+        """The place of each array, by its full name: a dict, and the name there. An array may have several places."""
         return {name: (self.params, name) for name in self.params}
 
     def _first_names(self) -> dict[str, str]:
-        """For each place the name of the first one that holds the same array, which is the parameter's name."""
+        """For each place the name of the first place that holds the same array; this is the parameter's name."""
         return _sharing.first_names({name: held[own] for name, (held, own) in self._places().items()})
 
     def _shared(self) -> dict[str, str]:
-        """The further places of parameters that stand in several, and for each the parameter's name."""
+        """The further places of shared parameters, and for each the parameter's name."""
         return {name: first for name, first in self._first_names().items() if name != first}
 
     def _share(self, shared: Mapping[str, str]) -> None:
-        """Put the parameters of these names into these further places."""
+        """Put the parameters with these names into these further places."""
         places = self._places() if shared else {}
         for name, first in shared.items():
             if name not in places or first not in places:
@@ -122,37 +122,37 @@ class Layer(_checks.ListsOptions, ABC):
             held[own] = source[there]
 
     def __getstate__(self) -> dict[str, Any]:
-        # copy and pickle know one array in two places by its id, which another view of the same memory has not.
+        # copy and pickle recognise a shared array by its id, so all its places must hold the same object.
         self._share(self._shared())
         return self.__dict__.copy()
 
     def _summed(self, grads: Mapping[str, Array]) -> dict[str, Array]:
-        """The gradients by parameter: of one in several places the sum of those of its places."""
+        """The gradients by parameter; the gradient of a shared parameter is the sum over its places."""
         return _sharing.summed(grads, self._first_names())
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Copies of the parameters as NumPy arrays, by name; C-contiguous, whatever the parameters are."""
+        """Copies of the parameters as C-contiguous NumPy arrays, by name."""
         return {name: copied(p) for name, p in self.params.items()}
 
     def _forms(self) -> dict[str, str]:
-        """The form of each GRU, by the beginning of its parameters' names: their shapes do not tell it."""
+        """The form of each GRU, by the prefix of its parameters' names; shapes do not reveal it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Copy values into the parameters: all of them, or none if one does not fit.
 
-        The same weights give other outputs in a GRU of another form, and neither their names nor their shapes tell the
-        form. What `state_dict` and files of gpurnn hold says it, and another form is rejected; so does a dict that is
-        made with the names of `params` or of `state_dict`. Of other weights PyTorch's are the likeliest: a GRU of any
-        other form than ``reset_after=True, update="state"`` warns.
+        The same weights give other outputs in a GRU of another form, and neither their names nor their shapes reveal
+        the form. A `state_dict` and gpurnn's files record the form, and so does a dict that is made with the names of
+        `params` or `state_dict`; weights of another form are rejected. Weights from elsewhere are assumed to be
+        PyTorch's: a GRU of any form except ``reset_after=True, update="state"`` warns.
 
         Raises
         ------
         KeyError
             A parameter is missing, or a name is not a parameter of this layer.
         ValueError, TypeError
-            A value is no array, or its shape or dtype is not the parameter's; a parameter is read-only; the weights are
-            those of another form of the GRU.
+            A value is not an array, or its shape or dtype differs from the parameter's; a parameter is read-only; or
+            the weights belong to another form of the GRU.
         """
         where = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state, Mapping):
@@ -162,7 +162,7 @@ class Layer(_checks.ListsOptions, ABC):
 
     @contextlib.contextmanager
     def _overwritten(self) -> Iterator[None]:
-        """Have initial parameters that nobody has asked for yet not be made, as they are overwritten within."""
+        """Within this context, do not make initial parameters that nobody has read yet: they will be overwritten."""
         yield
 
     def _load(self, where: str, state: Mapping[str, Any]) -> None:
@@ -187,7 +187,7 @@ class Layer(_checks.ListsOptions, ABC):
             p[...] = value
 
     def _check_forms(self, where: str, names: Iterable[str]) -> None:
-        """Reject weights of another form of the GRU; warn of weights whose names do not say theirs."""
+        """Reject weights of another form of the GRU; warn about weights whose names do not record the form."""
         for prefix, form in self._forms().items():
             of = f"{prefix.removesuffix('.')} is " if prefix else ""
             own = [name for name in names if name.startswith(prefix)]
@@ -203,7 +203,7 @@ class Layer(_checks.ListsOptions, ABC):
                 return
 
     def _by_parameter(self, where: str, state: Mapping[str, Any]) -> dict[str, Any]:
-        """``state`` without the further places of shared parameters, where it holds the same values as in the first."""
+        """Return ``state`` without further places of shared parameters; reject values that differ between places."""
         kept = dict(state)
         for name, first in self._shared().items():
             if name not in kept:
@@ -218,40 +218,40 @@ class Layer(_checks.ListsOptions, ABC):
         return kept
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters to a safetensors file, which other programs can read too; of a model, all of it.
+        """Write the parameters to a safetensors file, which other programs can read too. A model is written whole.
 
         Parameters
         ----------
         path : path
-            A file there is replaced at once, and keeps its mode; a symbolic link stays, and its target is replaced. If
-            writing fails, the old file stays and nothing new is left behind.
+            An existing file is replaced at once, and keeps its mode; a symbolic link stays, and its target is replaced.
+            If writing fails, the old file stays and nothing new is left behind.
 
         Raises
         ------
         TypeError, ValueError
-            ``path`` is no path, or the configuration of a model holds what JSON cannot; the message says where.
+            ``path`` is not a path, or the configuration of a model is not JSON-compatible; the message says where.
         OSError
             The file cannot be written.
         """
         _files.write_tensors(path, f"{type(self).__name__}.save", *self._content(), self.state_dict())
 
     def _content(self) -> tuple[str, Any]:
-        """The kind of a file of this layer, and what it holds besides the parameters."""
+        """The kind of this layer's file, and its content besides the parameters."""
         forms = self._forms()
         return "layer", {"forms": forms} if forms else None
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Read the parameters from a safetensors file of gpurnn, known by its checksum to be undamaged, or of others.
+        """Read the parameters from a safetensors file. The file may come from other programs; gpurnn's have a checksum.
 
-        From a file of a model of its own class a model also takes what `fit` learnt besides: labels, scales of targets.
+        From a file of its own class, a model also takes what else `fit` learnt: labels, scales of targets.
 
         Raises
         ------
         FileFormatError
-            The file is damaged or no safetensors file, or its arrays are not those of this layer, by `load_state_dict`.
-            The layer stays as it was. A `ValueError`.
+            The file is damaged or not a safetensors file, or `load_state_dict` rejects its arrays. The layer stays as
+            it was. This error is a `ValueError`.
         TypeError, ValueError
-            ``path`` is no path.
+            ``path`` is not a path.
         OSError
             The file does not exist or cannot be read.
         """
@@ -272,22 +272,22 @@ class Layer(_checks.ListsOptions, ABC):
         self._take_content(content)
 
     def _take_content(self, content: Any) -> None:
-        """Take over what a file that was loaded holds besides parameters."""
+        """Take over the content of a loaded file besides the parameters."""
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:
-        """The sizes of the last axes of input and output, given that of the input; None if not known."""
+        """The sizes of the last axes of input and output, given the input's size; None if unknown."""
         return None, None
 
     def config(self) -> dict[str, Any]:
-        """The arguments of the constructor by name, defaults included, as JSON can hold them.
+        """The arguments of the constructor by name, defaults included, in a JSON-compatible form.
 
-        They say what the layer is, except the values of its parameters. ``init`` and ``rng``, which the constructor
-        draws initial parameters with, are not among them.
+        They define the layer, except the values of its parameters. ``init`` and ``rng``, which the constructor uses to
+        draw initial parameters, are not among them.
 
         Raises
         ------
         AttributeError
-            An argument of the constructor is no attribute of the layer.
+            The layer has no attribute for an argument of the constructor.
 
         Examples
         --------
@@ -302,7 +302,7 @@ class Layer(_checks.ListsOptions, ABC):
         return {name: _plain(value) for name, value in values.items()}
 
     def clone(self, *, rng: int | np.random.Generator = 0) -> Self:
-        """A new layer of the same configuration, with initial parameters that the constructor draws by default.
+        """Return a new layer of the same configuration, with the constructor's default initial parameters.
 
         Parameters
         ----------
@@ -312,7 +312,7 @@ class Layer(_checks.ListsOptions, ABC):
         Raises
         ------
         AttributeError
-            An argument of the constructor is no attribute of the layer.
+            The layer has no attribute for an argument of the constructor.
 
         Examples
         --------
@@ -333,12 +333,12 @@ class Layer(_checks.ListsOptions, ABC):
 
     @classmethod
     def _signature(cls) -> inspect.Signature:
-        """The constructor's arguments, except those that draw initial parameters."""
+        """The constructor's arguments, except those for drawing initial parameters."""
         signature = _checks.signature(cls)
         return signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in ("init", "rng")])
 
     def _argument(self, name: str) -> Any:
-        """The argument of the constructor that makes a layer like this one: by default the attribute of its name."""
+        """The constructor argument that makes a layer like this one: by default the attribute of the same name."""
         if name == "dtype" and self.params:
             return _checks.dtype_name(next(iter(self.params.values())))
         try:
@@ -350,12 +350,12 @@ class Layer(_checks.ListsOptions, ABC):
             ) from error
 
     def _expression(self) -> str:
-        """The call that makes a layer like this one, for the repr; options that have their default are left out."""
+        """The call that makes a layer like this one, for the repr, without options that have their default."""
         shown: list[str] = []
         for name, p in self._signature().parameters.items():
             try:
                 value = self._argument(name)
-            except AttributeError:  # a class of a caller that does not keep all of its arguments
+            except AttributeError:  # a caller's class that does not store all of its arguments
                 shown.append("...")
                 continue
             if p.kind is p.VAR_POSITIONAL:
@@ -373,15 +373,15 @@ class Layer(_checks.ListsOptions, ABC):
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's outputs; nothing is saved."""
+        """Return the layer's outputs; save nothing."""
 
     @abstractmethod
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
-        """The layer's outputs and their pullback."""
+        """Return the layer's outputs and their pullback."""
 
 
 def _plain(value: Any) -> Any:
-    """An argument of a constructor as JSON can hold it."""
+    """The JSON-compatible form of a constructor argument."""
     if isinstance(value, Layer):
         return {"layer": type(value).__name__, **value.config()}
     if isinstance(value, tuple) and any(isinstance(entry, Layer) for entry in value):
@@ -390,19 +390,19 @@ def _plain(value: Any) -> Any:
 
 
 def _cloned(value: Any, rng: np.random.Generator) -> Any:
-    """An argument of a constructor, with clones of the layers in it."""
+    """A constructor argument, with clones of the layers in it."""
     if isinstance(value, tuple):
         return tuple(_cloned(entry, rng) for entry in value)
     return value.clone(rng=rng) if isinstance(value, Layer) else value
 
 
 def text(value: Any) -> str:
-    """An argument of a constructor as a repr shows it."""
+    """The text of a constructor argument in a repr."""
     return str(value._expression()) if hasattr(value, "_expression") else repr(value)
 
 
 class ParameterName(str):
-    """The name of a parameter of a GRU, which says the form of the GRU. A dict that is made with it says it too."""
+    """A GRU parameter's name, which also records the form of the GRU; dicts with this key carry the form too."""
 
     form: str
 
@@ -416,14 +416,14 @@ class ParameterName(str):
 
 
 def named(arrays: Mapping[str, Array], forms: Mapping[str, str]) -> dict[str, Array]:
-    """``arrays`` under names that say the form of the GRU that they belong to, by what the names begin with."""
+    """Return ``arrays`` under names that record the form of their GRU; ``forms`` has the forms by prefix."""
     for prefix, form in forms.items():
         arrays = {ParameterName(n, form) if n.startswith(prefix) else n: array for n, array in arrays.items()}
     return dict(arrays)
 
 
 def _behind(prefix: str, name: str) -> str:
-    """A parameter's name in a layer that is made of layers."""
+    """A parameter's name in a composite layer, with the part's prefix."""
     joined = f"{prefix}{name}"
     return ParameterName(joined, name.form) if isinstance(name, ParameterName) else joined
 
@@ -435,13 +435,13 @@ def copied(array: Array) -> np.ndarray[Any, Any]:
 
 
 class _Allowance:
-    """How many parameters a constructor may still make, and of how many bytes."""
+    """The number of parameters, and of their bytes, that a constructor may still make."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray[Any, Any]] | None) -> None:
         self.count = self.size = math.inf
         if tensors is None:
             return
-        # Twice what the file holds, because a model may make a parameter that it then ties to another.
+        # Twice the file's contents, because a model may make a parameter that it then ties to another.
         self.count = 2 * len(tensors)
         self.size = 2 * sum(tensor.nbytes for tensor in tensors.values())
 
@@ -457,10 +457,10 @@ _allowance: contextvars.ContextVar[_Allowance | None] = contextvars.ContextVar("
 
 @contextlib.contextmanager
 def uninitialised(tensors: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Iterator[None]:
-    """Have `parameter` make zeros, to be overwritten by ``tensors``, and no more of them than ``tensors`` can fill.
+    """Within this context, `parameter` makes zeros to be overwritten by ``tensors``, and no more than those can fill.
 
-    Without ``tensors`` there is no limit, and zeros that nobody reads take no memory: a constructor checks its
-    arguments, and draws nothing.
+    Without ``tensors`` there is no limit. Zeros that nobody reads take no memory, so a constructor then checks its
+    arguments and draws nothing.
     """
     token = _allowance.set(_Allowance(tensors))
     try:
@@ -474,7 +474,7 @@ def parameter(
 ) -> np.ndarray[Any, Any]:
     """A new parameter of a layer, from ``initialise()``; every layer makes all of its parameters here.
 
-    While a file is read, initial values would be overwritten: an orthogonal matrix costs seconds that are saved.
+    While a file is read, initial values would be overwritten, so zeros save the seconds of an orthogonal matrix.
     """
     allowance = _allowance.get()
     if allowance is None:
@@ -491,10 +491,10 @@ def check_size(shape: tuple[int, ...]) -> None:
 
 
 class InitialParameters:
-    """The attribute ``params`` of a layer whose initial parameters are made when they are first asked for.
+    """The attribute ``params`` of a layer that makes its initial parameters when they are first read.
 
-    Until then the layer has the arguments of its ``_initialise`` in the attribute ``_initial``. From then on ``params``
-    is an ordinary attribute.
+    Until then, ``_initial`` holds the arguments of the layer's ``_initialise``. From then on, ``params`` is an ordinary
+    attribute.
     """
 
     _lock = Lock(threading.RLock)
@@ -518,7 +518,7 @@ class InitialParameters:
     @staticmethod
     @contextlib.contextmanager
     def overwritten(layer: Any) -> Iterator[None]:
-        """Have ``params`` be zeros within, if nobody has asked for them; where it fails nobody has."""
+        """Within this context, ``params`` is zeros if nobody has read it; an error restores the unread state."""
         initial = vars(layer).pop("_initial", None)
         if initial is None:
             yield
@@ -534,13 +534,13 @@ class InitialParameters:
 
 
 def is_initialised_later(init: Any, rng: Any) -> bool:
-    """Whether initial parameters can be made later: nothing else draws from their generator, or can fail."""
+    """Whether initial parameters can be made later: nothing else uses their generator, and nothing can fail."""
     by_name = all(isinstance(one, str) for one in (init if isinstance(init, tuple) else (init,)))
     return by_name and not isinstance(rng, np.random.Generator) and _allowance.get() is None
 
 
 class Chain:
-    """Functions applied one after another, and the way back through them.
+    """Functions applied one after another, and the backward pass through them.
 
     Examples
     --------
@@ -558,13 +558,13 @@ class Chain:
         self._pulls: list[tuple[str | None, Pullback]] = []
 
     def __call__(self, part: str | None, outcome: tuple[Array, Pullback]) -> Array:
-        """The output of a ``vjp``, whose pullback is kept. ``part`` names a layer, and is None without parameters."""
+        """Return the output of a ``vjp`` and keep its pullback. ``part`` names a layer, None if without parameters."""
         y, pull = outcome
         self._pulls.append((part, pull))
         return y
 
     def pull(self, dy: Array | None) -> tuple[Any, dict[str, dict[str, Array]]]:
-        """The gradient of the first input, and those of the parameters by part."""
+        """The gradient of the first input, and the gradients of the parameters by part."""
         grads = {}
         for part, pull in reversed(self._pulls):
             dy, of_part = pull(dy)
@@ -574,13 +574,13 @@ class Chain:
 
 
 class Composite(Layer):
-    """A layer that is made of layers: its parameters are theirs, each of them once, under its first name."""
+    """A layer made of layers: its parameters are theirs, each once, under its first name."""
 
     parts: tuple[str, ...]
     """The attributes that hold the layers. The names of parameters begin with them."""
 
     def _layers(self) -> dict[str, Layer]:
-        """The layers by what their parameters' names begin with."""
+        """The layers by the prefix of their parameters' names."""
         return {f"{part}.": getattr(self, part) for part in self.parts}
 
     def _dtypes(self) -> list[str]:
@@ -594,7 +594,7 @@ class Composite(Layer):
             yield
 
     def _replace_layers(self, layers: dict[str, Layer]) -> None:
-        """Put layers into the places of `_layers`."""
+        """Replace the layers that `_layers` returns."""
         for prefix, layer in layers.items():
             setattr(self, prefix.removesuffix("."), layer)
 
@@ -607,12 +607,12 @@ class Composite(Layer):
     to.__doc__ = Layer.to.__doc__
 
     def _named(self, grads: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-        """The gradients by parameter, given those of each part."""
+        """The gradients by parameter, from the gradients of each part."""
         return self._summed({f"{part}.{name}": g for part, of_part in grads.items() for name, g in of_part.items()})
 
     @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """The parameters of the layers, under names that begin with the layer's and a dot."""
+        """The parameters of the layers. Each name begins with the layer's name and a dot."""
         return _sharing.merged({name: held[own] for name, (held, own) in self._places().items()})
 
     def _forms(self) -> dict[str, str]:
@@ -629,13 +629,13 @@ class Composite(Layer):
 
 
 def parameter_dtype(where: str, dtype: Any) -> np.dtype[Any]:
-    """The NumPy dtype of a layer's ``dtype`` argument, in the machine's byte order; reject what is not supported."""
+    """The NumPy dtype of a layer's ``dtype`` argument, in the machine's byte order; reject unsupported dtypes."""
     expected = " or ".join(_checks.FLOATS)
     try:
         parsed: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
         raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}") from error
-    # None is float64 to NumPy.
+    # NumPy reads None as float64.
     if dtype is None or parsed.name not in _checks.FLOATS:
         raise TypeError(f"{where}: dtype is {dtype!r}, expected {expected}")
-    return np.dtype(parsed.name)  # the object that arrays of it share
+    return np.dtype(parsed.name)  # the object that all arrays of this dtype share

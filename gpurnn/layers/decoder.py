@@ -1,4 +1,4 @@
-"""Recurrent decoders: alone, with Bahdanau's attention, or with Luong's and its input feeding."""
+"""Recurrent decoders: without attention, with Bahdanau's attention, or with Luong's and its input feeding."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Carried:
     state : tuple of tuples of (B, H) arrays
         For each layer (h,), or (h, c).
     fed : (B, A) array or None
-        The attentional vector of the step before, where it is fed.
+        The attentional vector of the previous step, with input feeding.
     memory, keys : (S, B, K) and (S, B, ...) arrays or None
-        What is attended to, zero past the lengths, and its projection.
+        The memory to attend to, zero past the lengths, and its projection.
     lengths : (B,) integer array or None
     """
 
@@ -48,7 +48,7 @@ class Carried:
     lengths: Array | None
 
     def rows(self, indices: Array) -> Carried:
-        """The rows with these numbers, in this order; each as often as it is named."""
+        """The rows with these indices, in this order; an index may occur more than once."""
         xp = _dispatch.namespace("Decoder", state=self.state[0][0])
 
         def take(array: Array | None, axis: int) -> Any:
@@ -75,7 +75,7 @@ class _Kept(NamedTuple):
 
 
 class _StepGradients(NamedTuple):
-    """The gradients of a step: by the step before it, by the memory, and by the weights' products."""
+    """The gradients of a step, for the previous step, the memory and the products that give the weights' gradients."""
 
     state: tuple[tuple[Array, ...], ...]
     extra: Array
@@ -91,37 +91,37 @@ class _StepGradients(NamedTuple):
 class Decoder(Composite):
     r"""Recurrent decoder of x_1 .. x_T over a memory h^enc_1 .. h^enc_S, the states of an encoder.
 
-    Without attention it is its recurrent stack: h_t = f(x_t, h_{t-1}), and its output is h_t.
+    Without attention it is the recurrent stack alone: h_t = f(x_t, h_{t-1}), and the output is h_t.
 
-    "additive" is Bahdanau's decoder: the context of a step is looked up with the state before it and enters it::
+    "additive" is Bahdanau's decoder: the context of a step is computed from the state before the step, and enters it::
 
         e_ts = v_a^T tanh(W_a h_{t-1} + U_a h^enc_s)     alpha_t = softmax(e_t)     c_t = sum_s alpha_ts h^enc_s
         h_t = f(W_hh h_{t-1} + W_ch c_t + W_xh x_t + b_h)                           output [h_t; c_t; x_t]
 
-    "general" and "dot" are Luong's: the context is looked up with the state after the step::
+    "general" and "dot" are Luong's decoders: the context is computed from the state after the step::
 
         e_ts = h_t^T W_a h^enc_s  or  h_t^T h^enc_s      alpha_t, c_t as above      output h~_t = tanh(W_c [c_t; h_t])
 
-    and with ``input_feeding`` the step reads [x_t; h~_{t-1}] in place of x_t, with h~_0 = 0. h_t in a score is the
-    state of the last layer.
+    With ``input_feeding`` the step reads [x_t; h~_{t-1}] instead of x_t, with h~_0 = 0. h_t in a score is the state of
+    the last layer.
 
     Parameters
     ----------
     recurrent : RNN, LSTM or GRU
-        The stack, in one direction and time-major, with any options of its cell except ``proj_size``; what it drops
-        between layers, and the masks that it draws for each step, are drawn here too. Other dropouts and residual
-        connections are not supported. Its ``input_size`` is that of x_t; with "additive" that and the width of
-        the memory, with input feeding that and ``attentional_size``: see `input_size`.
+        The stack, in one direction and time-major, with any options of its cell except ``proj_size``. Its dropout
+        between layers and its masks for each step act here too. Other dropouts and residual connections are not
+        supported. Its ``input_size`` is the width of x_t, plus the width of the memory with "additive", plus
+        ``attentional_size`` with input feeding: see `input_size`.
     attention : {"additive", "general", "dot"}, optional
         None for no attention.
     memory_size : int, optional
         K, the width of h^enc; needed with attention.
     attention_size : int, optional
-        Rows of W_a and U_a; the hidden size by default. For "additive" alone.
+        The rows of W_a and U_a; the hidden size by default. Only for "additive".
     attentional_size : int, optional
-        The width of h~; the hidden size by default. For "general" and "dot" alone.
+        The width of h~; the hidden size by default. Only for "general" and "dot".
     input_feeding : bool
-        For "general" and "dot" alone.
+        Whether a step reads h~_{t-1} too. Only for "general" and "dot".
     rng : int or numpy.random.Generator
         Where the initial parameters of the attention come from.
 
@@ -129,14 +129,14 @@ class Decoder(Composite):
     ----------
     params : dict of str to array
         The parameters of the stack, and ``weight_query`` W_a (A, H), ``weight_keys`` U_a (A, K) and ``v`` (A,); or
-        ``weight`` W_a (H, K), for "general" alone, and ``weight_combine`` W_c (C, K + H).
+        ``weight`` W_a (H, K), only for "general", and ``weight_combine`` W_c (C, K + H).
     output_size : int
         The width of the output.
 
     Raises
     ------
     TypeError, ValueError
-        An option that does not belong to the attention, or sizes that do not fit.
+        An option does not belong to the attention, or sizes do not fit.
 
     References
     ----------
@@ -215,7 +215,7 @@ class Decoder(Composite):
                 extra, self.output_size = C if input_feeding else 0, C
 
             def initial(shape: tuple[int, ...]) -> Array:
-                """Of a vector, that of a matrix with one row."""
+                """The initial array; a vector starts like a matrix with one row."""
                 rows, columns = (1, *shape)[-2:]
                 return xavier(random, (rows, columns), kind).reshape(shape)
 
@@ -235,7 +235,7 @@ class Decoder(Composite):
         return {**super()._places(), **{name: (self._own, name) for name in self._own}}
 
     def _taken(self) -> dict[str, Array]:
-        """The parameters by all their places, ready to compute with."""
+        """The parameters under all their names, ready to compute with."""
         params = {name: held[own] for name, (held, own) in self._places().items()}
         return _arrays.parameters("Decoder", params, self.recurrent._parameter_shapes() | self._own_shapes)
 
@@ -250,30 +250,30 @@ class Decoder(Composite):
 
     @property
     def stepwise(self) -> bool:
-        """Whether a step's input holds what the steps before it made of the memory."""
+        """Whether a step's input depends on what earlier steps read from the memory."""
         return self.attention == "additive" or self.input_feeding
 
     def __call__(
         self, x: Array, memory: Array | None = None, state: State = None, lengths: Array | None = None
     ) -> tuple[Array, Array | None, State]:
-        """The outputs, the alignment and the final state, without dropout; nothing is saved.
+        """Return the outputs, the alignment and the final state, without dropout; save nothing.
 
         Parameters
         ----------
         x : (T, B, input_size) array
-            T at least 1.
+            T is at least 1.
         memory : (S, B, memory_size) array, optional
-            h^enc; none without attention.
+            h^enc; None without attention.
         state
-            The initial state of the stack, as its layer takes it; zero by default.
+            The initial state of the stack, in the form of its layer; zero by default.
         lengths : (B,) integer array, optional
-            Positions of the memory that exist, for each row.
+            The number of positions of the memory, for each row.
 
         Returns
         -------
         output : (T, B, output_size) array
         weights : (T, B, S) array or None
-            alpha: row t says where step t looked.
+            alpha: row t has the weights of step t.
         state
             The stack's final state.
         """
@@ -307,9 +307,9 @@ class Decoder(Composite):
         Parameters
         ----------
         memory, state, lengths
-            As in a call.
+            The same as in a call.
         batch : int, optional
-            B, if there is neither memory nor state to read it from.
+            B, needed if there is neither a memory nor a state.
         """
         like = self.recurrent.params["weight_hh_l0"]
         xp, like, memory, lengths = _arrays.take("Decoder", {"params": like, "memory": memory}, {"lengths": lengths})
@@ -327,7 +327,7 @@ class Decoder(Composite):
         return Carried(layers, fed, memory, keys, lengths)
 
     def step(self, x: Array, carried: Carried) -> tuple[Array, Array | None, Carried]:
-        """One step of x (B, input_size): the output (B, output_size), alpha (B, S) or None, and what comes next."""
+        """Run a step on x (B, input_size); return output (B, output_size), alpha (B, S) or None, and what comes next."""
         p = self._taken()
         xp, _, x = _arrays.take("Decoder", {"params": p["weight_ih_l0"], "x": x}, needed=("x",))
         B = carried.state[0][0].shape[0]
@@ -348,9 +348,9 @@ class Decoder(Composite):
         between: Sequence[Array] = (),
         masks: Sequence[dict[str, Array]] = (),
     ) -> tuple[Array, Array | None, Carried, _Kept | None]:
-        """A step with the parameters p, given ``own``, W_xh x; also what its way back needs.
+        """Run a step with the parameters p, given ``own`` = W_xh x; also return what its backward pass needs.
 
-        ``masks`` are those that the layers' cells take in this step.
+        ``masks`` are the masks of the layers' cells in this step.
         """
         cell = self.recurrent.cell
         if masks:
@@ -398,7 +398,7 @@ class Decoder(Composite):
     def _look(
         self, xp: Any, p: dict[str, Array], wing: Wing, h: Array, carried: Carried, training: bool
     ) -> tuple[Array, Array, Any]:
-        """The context and the weights of the state h (B, H)."""
+        """The context and the attention weights for the state h (B, H), and the values for the backward pass."""
         assert carried.keys is not None
         assert carried.memory is not None
         query, v = h, None
@@ -419,10 +419,10 @@ class Decoder(Composite):
         lengths: Array | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[tuple[Array, Array | None, State], Pullback]:
-        """``((output, weights, state), pullback)``; the arguments are those of a call.
+        """Return ``((output, weights, state), pullback)``; the arguments are the same as in a call.
 
-        ``pullback((doutput, dweights, dstate))``, each of them None for zero, returns ``((dx, dmemory, dstate0),
-        grads)``. With ``rng`` the stack drops between its layers.
+        ``pullback((doutput, dweights, dstate))``, where None means zero, returns ``((dx, dmemory, dstate0), grads)``.
+        With ``rng`` the stack's dropouts act.
         """
         xp, x, memory, lengths = self._take(x, memory, lengths)
         if self.stepwise:
@@ -454,7 +454,7 @@ class Decoder(Composite):
     def _vjp_of_steps(
         self, xp: Any, x: Array, memory: Array | None, state: State, lengths: Array | None, rng: Any
     ) -> tuple[tuple[Array, Array, State], Pullback]:
-        """`vjp` where the steps must be taken one after another."""
+        """`vjp` if the steps must run one after another."""
         p, L, (T, B, I) = self._taken(), self.recurrent.num_layers, x.shape
         first = self.begin(memory, state, lengths)
         between: list[Array] = []
@@ -490,7 +490,7 @@ class Decoder(Composite):
             dkeys, dmemory = xp.zeros_like(first.keys), xp.zeros_like(first.memory)
             dv: dict[str, Array] = {}
             hidden: dict[str, Array] = {}
-            # Of each step, the last one first, for the products over all of them afterwards.
+            # The gradients of each step, the last step first, for products over all steps afterwards.
             dgates: list[list[Array]] = [[] for _ in range(L)]
             dqueries: list[Array] = []
             dattentionals: list[Array] = []
@@ -520,7 +520,7 @@ class Decoder(Composite):
             grads = {**hidden, **dv}
             for layer in range(L):
                 grads[f"weight_ih_l{layer}"] = xp.matmul(gates[layer].T, inputs[layer])
-                if f"norm_ih_l{layer}" not in p:  # else it is among those of the steps
+                if f"norm_ih_l{layer}" not in p:  # else `hidden` has it
                     grads[f"bias_ih_l{layer}"] = xp.sum(gates[layer], axis=0)
             dx = xp.reshape(xp.matmul(gates[0], W_own), (T, B, I))
             dquery = along(reversed(dqueries))
@@ -552,7 +552,7 @@ class Decoder(Composite):
         dfed: Array | None,
         between: Sequence[Array],
     ) -> _StepGradients:
-        """The way back through `_step`."""
+        """The backward pass of `_step`."""
         wing, H = _dispatch.wing("Decoder", h=kept.h), self.recurrent.hidden_size
         W_extra = p["weight_ih_l0"][:, self.input_size :]
         gates: list[Array] = []
@@ -617,7 +617,7 @@ class Decoder(Composite):
         return _arrays.cotangent("Decoder", "output", doutput, output), dweights, dstate
 
     def _take(self, x: Array, memory: Array | None, lengths: Array | None) -> tuple[Any, Array, Any, Array | None]:
-        """The namespace and the arrays, ready to compute with; reject what does not fit."""
+        """The namespace and the arrays, ready to compute with; reject arguments that do not fit."""
         where = "Decoder"
         weight = self.recurrent.params["weight_ih_l0"]
         xp, _, x, memory, lengths = _arrays.take(
@@ -632,7 +632,7 @@ class Decoder(Composite):
         return xp, x, memory, lengths
 
     def _check_memory(self, memory: Array | None, lengths: Array | None, batch: tuple[int, ...] | None) -> None:
-        """Reject a memory, or lengths of it, that are not for this decoder and a ``batch`` of (B,) rows."""
+        """Reject a memory, or lengths of it, that do not fit this decoder and the ``batch``, (B,)."""
         where = "Decoder"
         if self.attention is None:
             for name, array in (("memory", memory), ("lengths", lengths)):
@@ -653,7 +653,7 @@ class Decoder(Composite):
             _checks.shape(where, "lengths", lengths, batch, "(B,)")
 
     def _unpacked(self, xp: Any, state: State, batch: int | None) -> tuple[tuple[Array, ...], ...]:
-        """The state (L, B, H), or a pair of such, by layers; zero where there is None."""
+        """Split a state (L, B, H), or a pair of such arrays, by layers; None means zero."""
         cell, L, H = self.recurrent.cell, self.recurrent.num_layers, self.recurrent.hidden_size
         arrays: dict[str, Any] = unpack_state("Decoder", cell, "state", state)
         _, like, *given = _arrays.take("Decoder", {"params": self.recurrent.params["weight_hh_l0"], **arrays})
@@ -672,7 +672,7 @@ class Decoder(Composite):
 
 
 def _normalised(xp: Any, cell: Cell, entering: Array, gain: Array) -> tuple[Array, Callable[[Array], Any]]:
-    """The layer norms of W_ih x (B, G*H), and the pullback to its gradient and to that of their weights."""
+    """The layer norms of W_ih x (B, G*H), and their pullback, which returns the gradients of W_ih x and the weights."""
     width = entering.shape[1] // cell.gates
     ends = [0, *itertools.accumulate(gates * width for gates in cell.norm_groups)]
     columns = [slice(start, end) for start, end in itertools.pairwise(ends)]

@@ -1,4 +1,4 @@
-"""The dense layer, a recurrent network's output head."""
+"""The dense layer, used as a recurrent network's output head."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Dense(Layer):
             self.params["bias"] = parameter(shape[:1], kind, lambda: np.zeros(shape[0], kind))
 
     def __call__(self, x: Array) -> Array:
-        """y (..., out_features) of x (..., in_features); raises as `gpurnn.dense` does."""
+        """Return y (..., out_features) for x (..., in_features); raises as `gpurnn.dense` does."""
         return functional.dense(x, self.params["weight"], self.params.get("bias"), activation=self.activation)
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
-        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, grads)``; ``rng`` is not used."""
+        """Return ``(y, pullback)``; ``pullback(dy)`` returns ``(dx, grads)``, and ``rng`` is not used."""
         return functional.dense.vjp(x, self.params["weight"], self.params.get("bias"), activation=self.activation)
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:

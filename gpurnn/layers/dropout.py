@@ -32,12 +32,12 @@ class Dropout(Layer):
         self.params = {}
 
     def __call__(self, x: Array) -> Array:
-        """x itself."""
+        """Return x itself."""
         _, x = _arrays.take("Dropout", {"x": x}, needed=("x",))
         return x
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
-        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, {})``; without ``rng`` y is x."""
+        """Return ``(y, pullback)``; ``pullback(dy)`` returns ``(dx, {})``. Without ``rng``, y is x."""
         if rng is not None and self.rate > 0:
             return functional.dropout.vjp(x, self.rate, rng)
         y = self(x)

@@ -81,11 +81,11 @@ class Embedding(Layer):
         self.params = {"weight": parameter(shape, kind, initial)}
 
     def __call__(self, indices: Array) -> Array:
-        """Rows, indices.shape + (E,); raises as `gpurnn.embedding` does."""
+        """Return the rows, indices.shape + (E,); raises as `gpurnn.embedding` does."""
         return functional.embedding(indices, self.params["weight"], padding_idx=self.padding_idx)
 
     def vjp(self, indices: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
-        """``(y, pullback)``, with ``pullback(dy)`` returning ``(None, grads)``; ``rng`` is not used."""
+        """Return ``(y, pullback)``; ``pullback(dy)`` returns ``(None, grads)``, and ``rng`` is not used."""
         return functional.embedding.vjp(indices, self.params["weight"], padding_idx=self.padding_idx)
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:

@@ -51,11 +51,11 @@ class LayerNorm(Layer):
             self.params["bias"] = parameter((self.features,), kind, lambda: np.zeros(self.features, kind))
 
     def __call__(self, x: Array) -> Array:
-        """y (..., F) of x (..., F); raises as `gpurnn.layer_norm` does."""
+        """Return y (..., F) for x (..., F); raises as `gpurnn.layer_norm` does."""
         return functional.layer_norm(x, self.params["weight"], self.params.get("bias"), eps=self.eps)
 
     def vjp(self, x: Array, rng: int | np.random.Generator | None = None) -> tuple[Array, Pullback]:
-        """``(y, pullback)``, with ``pullback(dy)`` returning ``(dx, grads)``; ``rng`` is not used."""
+        """Return ``(y, pullback)``; ``pullback(dy)`` returns ``(dx, grads)``, and ``rng`` is not used."""
         return functional.layer_norm.vjp(x, self.params["weight"], self.params.get("bias"), eps=self.eps)
 
     def _widths(self, given: int | None) -> tuple[int | None, int | None]:

@@ -1,4 +1,4 @@
-"""The recurrent layers: stacked, in one direction or both, with the dropouts that belong to them."""
+"""The recurrent layers: stacked, in one direction or both, with their dropouts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Merge = Literal["concat", "sum", "mul", "average"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
 LAYERS: dict[str, type[Stacked]] = {}
-"""The recurrent layers by the name of their cell."""
+"""The recurrent layers, by the name of their cell."""
 
 
 class OwnOptions(TypedDict, total=False):
-    """The options that the layers of all cells have besides those of the cell, as type checkers see them passed on."""
+    """The options of all layers besides those of the cell, for type checkers where options are passed on."""
 
     merge: Merge
     reverse: bool
@@ -44,7 +44,7 @@ class OwnOptions(TypedDict, total=False):
 
 
 class RecurrentOptions(OwnOptions, cells.GateOptions, total=False):
-    """All options by keyword that say no size of a weight; which a layer takes, its constructor says."""
+    """All keyword options that set no size of a weight. See a layer's constructor for those that it takes."""
 
     activation: cells.Activation
 
@@ -56,7 +56,7 @@ def layer_names() -> str:
 
 
 SHARED = "It takes and has what the layers of every cell do."
-"""The line of a docstring that `Recurrent` replaces by what is the same for all cells."""
+"""The line of a docstring that `Stacked` replaces by the text that all cells share."""
 
 _SHARED = """\
 Parameters
@@ -70,19 +70,19 @@ bias : bool
 batch_first : bool
     Whether x and y are (B, T, ...) instead of (T, B, ...); states are (num_layers*D, B, H) either way.
 dropout : float
-    Rate of the dropout on the output of each layer but the last; with one layer it has no effect and warns.
+    Rate of the dropout on the output of each layer except the last; with one layer it has no effect and warns.
 bidirectional : bool
     Whether each layer also runs backward in time; y then holds both directions, merged.
 {options}
 merge : {{"concat", "sum", "mul", "average"}}
-    How the outputs of the two directions of each layer become one: side by side, forward first, or by their sum,
+    How the outputs of the two directions of each layer are combined: side by side, forward first, or by their sum,
     product or mean.
 reverse : bool
     Whether all layers run backward in time, from a sequence's last step to its first; y is in the order of x.
 zero_masked_output : bool
-    Whether y is zero where a ``mask`` leaves a step out; else it repeats the output before.
+    Whether y is zero where a ``mask`` leaves a step out; else it repeats the previous output.
 residual : bool
-    Whether each layer's input is added to its output where their widths agree.
+    Whether each layer's input is added to its output if their widths agree.
 {on_w_hh}init : {init}, applied to each gate's
     block on its own. Biases start at zero{ones}.
 dtype : "float32" or "float64"
@@ -93,11 +93,11 @@ Attributes
 ----------
 params : dict of str to array
     {parameters};
-    ``_l1``, ... for further layers, ``_reverse`` behind it for the backward direction. Gates: {gates}.
+    ``_l1``, ... for further layers, followed by ``_reverse`` for the backward direction. Gates: {gates}.
 
 Notes
 -----
-Dropouts act only in ``vjp(..., rng=...)``, and so do the masks of zoneout. What a dropout leaves is scaled by
+Dropouts act only in ``vjp(..., rng=...)``, and so do the masks of zoneout. Entries that a dropout keeps are scaled by
 1/(1 - rate), so that a call needs no scaling."""
 
 
@@ -133,13 +133,13 @@ class _Weights(NamedTuple):
     """The weights that a layer computes with, the same at all steps."""
 
     values: tuple[dict[str, Array], ...]
-    """For each direction, as a wing takes them: by the names of the cell's parameters."""
+    """For each direction, the weights by the names of the cell's parameters, in the form that a wing takes."""
     dropped: tuple[dict[str, Array], ...]
-    """For each direction, the masks of the weights that were dropped."""
+    """For each direction, the masks of the weights that have a dropout."""
     mask: Array | None
-    """Multiplies h_{t-1}."""
+    """The mask that multiplies h_{t-1}."""
     between: Key | None
-    """Of the dropout on the layer's input."""
+    """The key of the dropout on the layer's input."""
     steps: dict[str, tuple[float, Key]]
     """The rate and the key of the masks of each step, by their names."""
 
@@ -151,11 +151,11 @@ class _Rows(NamedTuple):
     resets: Array | None = None
     mask: Array | None = None
     empty: tuple[Array | None, ...] = ()
-    """Of each direction, (T, B, 1): where no output is there to repeat."""
+    """For each direction, (T, B, 1): where there is no output to repeat."""
 
 
 class Stacked(Layer):
-    """The layers of a cell, one on another, in one direction or both: everything except the cell's own options."""
+    """Stacked layers of a cell, in one direction or both: everything except the cell's own options."""
 
     stateful = True
     batch_first: bool
@@ -163,7 +163,7 @@ class Stacked(Layer):
     _kind: type[cells.Cell]
 
     def __init_subclass__(cls, *, cell: type[cells.Cell] | None = None, **kwargs: Any) -> None:
-        """Make the layer of a cell of a signature, and of a docstring with the line `SHARED`.
+        """Register the class as the layer of a cell, and expand the line `SHARED` of its docstring.
 
         ``__init__`` takes input_size ... bidirectional, and by keyword the cell's options and residual ... rng.
         """
@@ -174,7 +174,7 @@ class Stacked(Layer):
                 cls.__doc__ = inspect.cleandoc(cls.__doc__).replace(SHARED, _documentation(cell()))
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        """The layer of ``arguments``, those of the constructor by name."""
+        """Initialise the layer from ``arguments``, the constructor's arguments by name."""
         where = type(self).__name__
         self.cell = self._kind(**{option: arguments[option] for option in self._kind.options()})
         self.input_size = _checks.size(where, "input_size", arguments["input_size"])
@@ -239,19 +239,19 @@ class Stacked(Layer):
 
     @property
     def output_size(self) -> int:
-        """The width of y: that of both directions side by side, unless ``merge`` makes one of them."""
+        """The width of y: both directions side by side, unless ``merge`` combines them into one."""
         return self._width * (self.num_directions if self.merge == "concat" else 1)
 
     @property
     def _width(self) -> int:
-        """The width of h: hidden_size, or that of an LSTM's projection."""
+        """The width of h: hidden_size, or the width of an LSTM's projection."""
         return self.cell.state_sizes(self.hidden_size)[0]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: self.num_directions]]
 
     def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter, of biases even if there are none."""
+        """The shape of each parameter, including biases that the layer may not have."""
         return {n: shape for layer in range(self.num_layers) for n, shape in self._shapes_of(layer).items()}
 
     def _shapes_of(self, layer: int) -> dict[str, tuple[int, ...]]:
@@ -285,7 +285,7 @@ class Stacked(Layer):
         dtype: np.dtype[Any],
         rng: int | np.random.Generator,
     ) -> dict[str, Array]:
-        """Initial parameters, from the initializers of W_ih and of W_hh."""
+        """Make initial parameters with the initializers of W_ih and of W_hh."""
         (init_ih, init_hh), rng, hidden = init, generator(type(self).__name__, rng), self.hidden_size
 
         def initial(name: str, shape: tuple[int, ...]) -> Array:
@@ -319,24 +319,24 @@ class Stacked(Layer):
         resets: Array | None = None,
         mask: Array | None = None,
     ) -> tuple[Array, State]:
-        """The layer's output and final state, without dropout; nothing is saved.
+        """Return the layer's output and final state, without dropout; save nothing.
 
         Parameters
         ----------
         x : (T, B, input_size) array
-            (B, T, input_size) with ``batch_first``. Of the dtype of the parameters.
+            (B, T, input_size) with ``batch_first``. Has the dtype of the parameters.
         state : (num_layers*D, B, hidden_size) array, optional
             The initial state, for the LSTM a pair (h, c) of such arrays; zero by default. D is 2 if bidirectional,
             else 1; the layers come in order, each with its forward, then its backward direction.
         lengths : (B,) integer array, optional
-            Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
+            The number of steps of each sequence, in any order, zero allowed. x is not read past it.
         resets : (T, B) array of bools, or of integers 0 and 1, optional
             (B, T) with ``batch_first``. True where a new sequence starts: no state crosses from the step before it,
             in either direction. At step 0 it zeroes the initial state of the forward direction.
         mask : (T, B) array of bools, or of integers 0 and 1, optional
-            (B, T) with ``batch_first``. False at the steps that a sequence does not have, in any pattern, besides those
-            past its length. What x holds there is not read, and the state goes on to the next step as it is. y repeats
-            the output before, in the order of its direction, and is zero where there is none, or with
+            (B, T) with ``batch_first``. False at the steps that a sequence does not have, in any pattern; steps past
+            its length do not exist either. There x is not read, and the state passes to the next step unchanged. y
+            repeats the previous output, in the order of its direction; it is zero if there is none, or with
             ``zero_masked_output``.
 
         Returns
@@ -351,7 +351,7 @@ class Stacked(Layer):
         Raises
         ------
         TypeError, ValueError
-            Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
+            Arrays or dtypes are unsupported or mixed, or shapes or lengths do not fit.
         """
         if lengths is None and resets is None and mask is None and not self.batch_first:
             inferred = self._infer(x, state)
@@ -364,7 +364,7 @@ class Stacked(Layer):
 
     @_foreign.handles
     def step(self, x: Array, state: State | None = None) -> tuple[Array, State]:
-        """One step of a stream: the layer's output and its state after the step, without dropout.
+        """Run one step of a stream; return the layer's output and its new state, without dropout.
 
         Parameters
         ----------
@@ -377,15 +377,15 @@ class Stacked(Layer):
         -------
         y : (B, hidden_size) array
         state
-            The state after the step, shaped like ``state``, which stays as it was. Steps one after another give NumPy
-            arrays the bits that a call gives them for the whole sequence; up to rounding those of a layer without a
-            product with W_hh, such as `gpurnn.MinGRU`, of which a call computes many steps at once.
+            The state after the step, shaped like ``state``, which is not changed. With NumPy arrays, consecutive steps
+            give the same bits as a call with the whole sequence. A layer without a product with W_hh, such as
+            `gpurnn.MinGRU`, gives the same up to rounding, because a call computes many of its steps at once.
 
         Raises
         ------
         TypeError, ValueError
-            The layer is bidirectional, so that an output depends on steps to come; unsupported or mixed arrays or
-            dtypes; shapes that do not fit.
+            The layer is bidirectional, so that an output depends on later steps; arrays or dtypes are unsupported or
+            mixed; or shapes do not fit.
 
         Examples
         --------
@@ -424,7 +424,7 @@ class Stacked(Layer):
         return y[0, ...], pack_state(self.cell, final)
 
     def _infer(self, x: Array, state: State | None) -> tuple[Array, State] | None:
-        """The result of a call where `infer` has it, else None."""
+        """The result of a call if `infer` supports it, else None."""
         if self.num_layers > 1 or self.bidirectional or self.residual or self.reverse:
             return None
         states = (state,) if self.cell.states == 1 and state is not None else state
@@ -444,23 +444,23 @@ class Stacked(Layer):
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
     ) -> tuple[tuple[Array, State], Pullback]:
-        """``((y, state), pullback)``; the first four arguments and ``mask`` are those of a call.
+        """Return ``((y, state), pullback)``; the first four arguments and ``mask`` are those of a call.
 
         Parameters
         ----------
         rng : int or numpy.random.Generator, optional
             Where dropout masks come from. None means no dropout: gradients in evaluation mode.
         checkpoint_every : int or "sqrt", optional
-            K, for gradient checkpointing: keep the state at every K-th step only, and compute the steps between again
-            in the pullback. Apart from x, y and their gradients, memory falls from O(T) to O(T/K + K), at the cost of
-            one more forward pass. "sqrt" is K = ceil(sqrt(T)). The result has the bits of None, dropout included. For
-            that, K is rounded up to whole chunks of ``ceil(R / B)`` steps, because a product over many steps is
+            K, for gradient checkpointing: keep the state at every K-th step only, and recompute the steps between in
+            the pullback. Memory, except for x, y and their gradients, falls from O(T) to O(T/K + K), at the cost of one
+            more forward pass. "sqrt" is K = ceil(sqrt(T)). The result has the same bits as without, dropout included.
+            For that, K is rounded up to whole chunks of ``ceil(R / B)`` steps, because a product over many steps is
             computed for a chunk at a time; R, the rows of such a product, is 1024 on NumPy arrays and 8192 in the
-            kernels. There layers that run at once have chunks of their own, see `gpurnn.explain`. The layers of a stack
-            run together, so nothing of T steps is kept between them.
+            kernels. Layers that run at once in the kernels have other chunks, see `gpurnn.explain`. The layers of a
+            stack run each segment together, so no array of T steps is kept between them.
         state_after : int, optional
             Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient. For
-            truncated backpropagation through overlapping windows. With ``reverse`` they are the last ones of x.
+            truncated backpropagation through overlapping windows. With ``reverse`` they are the last steps of x.
 
         Returns
         -------
@@ -516,7 +516,7 @@ class Stacked(Layer):
         segments = segments_of(where, range(T), chunk, checkpoint_every, state_after)
         recompute = checkpoint_every is not None and len(segments) > 1
         if len(segments) > 1 or self.reverse:
-            wing.check_lengths(self.cell.name, given.lengths, T)  # no segment could
+            wing.check_lengths(self.cell.name, given.lengths, T)  # a segment could not check them
         if self.reverse:
             given = given.backwards()
         empty: tuple[Array | None, ...] = ()
@@ -559,14 +559,14 @@ class Stacked(Layer):
                 )
 
     def _turned(self, xp: Any, array: Array, *, back: bool = False) -> Array:
-        """From the steps in the order of computation to the layer's order of steps and axes, or back."""
+        """Change from the order of computation to the layer's order of steps and axes, or back."""
         axes = (1, 0, 2) if self.batch_first else (0, 1, 2)
         if self.reverse:
             array = xp.flip(array, axis=axes.index(0) if back else 0)
         return _arrays.contiguous(xp.permute_dims(array, axes)) if self.batch_first or self.reverse else array
 
     def _gradients(self, weights: list[_Weights], dweights: list[Any]) -> dict[str, Array]:
-        """The gradients of the parameters, from those of the weights of each layer and direction."""
+        """The gradients of the parameters, from the weights' gradients of each layer and direction."""
         gradients = {}
         for layer, directions in enumerate(dweights):
             for suffix, direction, masks in zip(self._suffixes(layer), directions, weights[layer].dropped, strict=True):
@@ -575,7 +575,7 @@ class Stacked(Layer):
         return self._summed(gradients)
 
     def _by_layer(self, state: tuple[Array | None, ...]) -> list[tuple[Any, ...]]:
-        """A state of (num_layers*D, B, H) arrays as those of each layer, (D, B, H)."""
+        """Split a state of (num_layers*D, B, H) arrays into the (D, B, H) arrays of each layer."""
         D = self.num_directions
         return [
             tuple(None if s is None else s[layer * D : (layer + 1) * D, ...] for s in state)
@@ -607,7 +607,7 @@ class Stacked(Layer):
             {name: params[name + suffix] for name in self.cell.parameters if name + suffix in params}
             for suffix in self._suffixes(layer)
         ]
-        if copied:  # what the caller does to the parameters must not reach what is computed again
+        if copied:  # a caller's changes to the parameters must not affect what is recomputed
             xp = _dispatch.namespace(type(self).__name__, x=x)
             values = [{name: xp.asarray(p, copy=True) for name, p in own.items()} for own in values]
         between = None
@@ -637,7 +637,7 @@ class Stacked(Layer):
         training: bool,
         front: Wavefront | None = None,
     ) -> tuple[Array, tuple[Array, ...], Any]:
-        """All layers over the steps of x, which begin at step ``start`` of the sequence; the results are a `Run`'s."""
+        """Run all layers over x, whose steps begin at step ``start`` of the sequence; return the results of a `Run`."""
         if front is not None:
             return self._at_once(wing, weights, x, rows, start, state, training, front)
         xp = _dispatch.namespace(type(self).__name__, x=x)
@@ -645,7 +645,7 @@ class Stacked(Layer):
         for layer, state_of_layer in zip(weights, self._by_layer(state), strict=True):
             final, finish = self._layer(wing, layer, y, state_of_layer, rows, start, training)
             y, pull_layer = finish()
-            del finish  # and what this layer has read
+            del finish  # and with it the layer's input
             finals.append(final)
             pulls.append(pull_layer)
 
@@ -670,7 +670,7 @@ class Stacked(Layer):
         training: bool,
         front: Wavefront,
     ) -> tuple[Array, tuple[Array, ...], Any]:
-        """`_stack` in chunks of steps, of which layers compute different ones at once."""
+        """`_stack` in chunks of steps; at any time the layers compute different chunks."""
         xp = _dispatch.namespace(type(self).__name__, x=x)
         chunks = segments_of(type(self).__name__, range(x.shape[0]), front.chunk, front.chunk)
         parts = [_part(xp, chunk, x, rows) for chunk in chunks]
@@ -685,7 +685,7 @@ class Stacked(Layer):
             for (l, k), (final, finish) in zip(places, running, strict=True):
                 states[l] = final
                 passed[k], pulls[l, k] = finish()
-            del running, finish  # and what these layers have read
+            del running, finish  # and with them the layers' inputs
 
         def pull(dy: Array | None, dstate: States, later: list[Any] | None) -> tuple[Any, tuple[Array, ...], list[Any]]:
             dstates, dweights = self._by_layer(dstate), [None] * len(weights) if later is None else list(later)
@@ -710,10 +710,10 @@ class Stacked(Layer):
         start: int,
         training: bool,
     ) -> tuple[tuple[Array, ...], Callable[[], tuple[Array, Any]]]:
-        """One layer of the stack: its final state, and ``finish() -> y, pull``.
+        """Run one layer of the stack; return its final state, and ``finish() -> y, pull``.
 
-        ``pull(dy, dstate, dweights)`` gives ``finish() -> dx, dweights, dstate0``. What either passes on is computed in
-        ``finish``, which is called when the recurrence has ended.
+        ``pull(dy, dstate, dweights)`` returns ``finish() -> dx, dweights, dstate0``. Either ``finish`` must be called
+        after the recurrence has ended; it computes the results that are passed on.
         """
         xp = _dispatch.namespace(type(self).__name__, x=x)
         between = None
@@ -758,14 +758,14 @@ class Stacked(Layer):
         return final, finish
 
     def _step_mask(self, x: Array, start: int, name: str, drawn: tuple[float, Key]) -> Array:
-        """A mask of each step (D, T, B, H), of the steps of x, which begin at step ``start`` of the sequence."""
+        """A mask (D, T, B, H) for the steps of x, which begin at step ``start`` of the sequence."""
         xp = _dispatch.namespace(type(self).__name__, x=x)
         (T, B, _), D, H = x.shape, self.num_directions, self.hidden_size
         mask = xp.permute_dims(dropout_mask(x, (T, B, D, H), *drawn, start), (2, 0, 1, 3))
         return step_mask(name, mask)
 
     def _merged(self, xp: Any, y: Array) -> tuple[Array, Callable[[Array], Array]]:
-        """The outputs of both directions (T, B, 2*H) merged, and the pullback."""
+        """Merge the outputs of both directions (T, B, 2*H); also return the pullback."""
         if not self.bidirectional or self.merge == "concat":
             return y, lambda dy: dy
         forward, backward = y[:, :, : self._width], y[:, :, self._width :]
@@ -775,9 +775,9 @@ class Stacked(Layer):
         return factor * (forward + backward), lambda dy: xp.concat([factor * dy] * 2, axis=2)
 
     def _merged_state(self, state: State) -> tuple[Array, Any]:
-        """The final h of both directions of the last layer, merged as outputs are, for a pooling.
+        """Merge the final h of both directions of the last layer like outputs, for a pooling.
 
-        Beside it ``pull(dmerged, dstate) -> (None, dstate), {}``, which adds the gradient to that of the state.
+        Also return ``pull(dmerged, dstate) -> (None, dstate), {}``, which adds the gradient to that of the state.
         """
         where = type(self).__name__
         h: Any = next(iter(unpack_state(where, self.cell, "state", state).values()))
@@ -809,13 +809,13 @@ class Stacked(Layer):
 
 
 def _part(xp: Any, steps: range, x: Array, rows: _Rows) -> tuple[Array, _Rows]:
-    """A range of the steps of x, and what its rows have of them."""
+    """A range of the steps of x, and the rows' steps within the range."""
     part, lengths, resets, mask, *empty = part_of(xp, steps, x, rows.lengths, rows.resets, rows.mask, *rows.empty)
     return part, _Rows(lengths, resets, mask, tuple(empty))
 
 
 def _waves(layers: int, chunks: int, at_once: int) -> Iterator[list[tuple[int, int]]]:
-    """Each layer and chunk of steps, in the order of computation: those of a list need nothing of each other."""
+    """All pairs of a layer and a chunk, in the order of computation: the pairs in a list are independent."""
     for first in range(0, layers, at_once):
         band = range(first, min(first + at_once, layers))
         for wave in range(len(band) + chunks - 1):
@@ -823,7 +823,7 @@ def _waves(layers: int, chunks: int, at_once: int) -> Iterator[list[tuple[int, i
 
 
 def _joined(chunks: list[range], parts: list[Array]) -> Array:
-    """The parts of an array, of all chunks of steps, as one."""
+    """Join the parts of an array, one for each chunk of steps."""
     whole = Whole(chunks)
     for steps, part in zip(chunks, parts, strict=True):
         whole.put(steps, part)
@@ -832,14 +832,14 @@ def _joined(chunks: list[range], parts: list[Array]) -> Array:
 
 
 def step_mask(name: str, mask: Array) -> Array:
-    """A mask of the cell's that ``name`` says, from that of a dropout of its rate."""
+    """The cell's mask with this ``name``, from a dropout mask of its rate."""
     xp = _dispatch.namespace(name, mask=mask)
-    # Of a dropout 0 is what goes, and of zoneout it is what stays from the step before.
+    # A zero of the dropout mask drops an entry; for zoneout it keeps the previous step's value, as a 1.
     return xp.astype(mask == 0, mask.dtype) if name.startswith("zoneout") else _arrays.contiguous(mask)
 
 
 def _side_by_side(xp: Any, of_directions: tuple[Array | None, ...], hidden: int) -> Array | None:
-    """(T, B, 1) of each direction as (T, B, D*H), in the order of the outputs; of one direction as it is."""
+    """Join the (T, B, 1) arrays of two directions to (T, B, D*H), in the order of the outputs; return a single one."""
     arrays = [array for array in of_directions if array is not None]
     if len(arrays) < 2:
         return arrays[0] if arrays else None
@@ -847,7 +847,7 @@ def _side_by_side(xp: Any, of_directions: tuple[Array | None, ...], hidden: int)
 
 
 class Recurrent(Stacked):
-    """The base class of the layers whose units read each other's states, by a product with W_hh in each step."""
+    """The base class of layers whose units read each other's states, by a product with W_hh in each step."""
 
 
 class RNN(Recurrent, cell=cells.Vanilla):
@@ -965,8 +965,8 @@ class LSTM(Recurrent, cell=cells.LSTM):
 class GRU(Recurrent, cell=cells.GRU):
     """GRU layers: r, z = sigma(...), h_t = (1 - z) h_{t-1} + z n, by default the textbook's; see `gpurnn.gru`.
 
-    For weights from PyTorch the layer needs ``reset_after=True, update="state"``: their names and shapes are those of
-    the other forms too, and their outputs are not.
+    For weights from PyTorch the layer needs ``reset_after=True, update="state"``: the other forms have weights of the
+    same names and shapes, but other outputs.
 
     It takes and has what the layers of every cell do.
 
@@ -1021,7 +1021,7 @@ class MinGRU(Stacked, cell=cells.MinGRU):
     """Minimal GRU layers: z = sigma(...), h_t = (1 - z) h_{t-1} + z g(...), whose gates do not read h.
 
     All steps are computed at once, by products and a `gpurnn.linear_scan`; see `gpurnn.mingru`. There is no W_hh, and
-    so none of the dropouts on it.
+    so no dropout on it.
 
     It takes and has what the layers of every cell do.
 
@@ -1066,7 +1066,7 @@ class MinLSTM(Stacked, cell=cells.MinLSTM):
     """Minimal LSTM layers: i, f = sigma(...), h_t = (f h_{t-1} + i g(...)) / (f + i), whose gates do not read h.
 
     All steps are computed at once, by products and a `gpurnn.linear_scan`; see `gpurnn.minlstm`. There is no W_hh, and
-    so none of the dropouts on it. The state is h alone.
+    so no dropout on it. The state is h alone.
 
     It takes and has what the layers of every cell do.
 
@@ -1110,8 +1110,8 @@ class MinLSTM(Stacked, cell=cells.MinLSTM):
 class IndRNN(Stacked, cell=cells.IndRNN):
     """Independent recurrent layers: h_t = f(W_ih x_t + u h_{t-1} + b_ih) + leak h_{t-1}.
 
-    u is ``weight_hh``, one number for each unit, uniform in (0, 1) at first: no unit reads the state of another one, so
-    units of a layer meet in the layer above it. See `gpurnn.indrnn`.
+    u is ``weight_hh``, one number per unit, initially uniform in (0, 1). No unit reads the state of another, so the
+    layer above combines the units of a layer. See `gpurnn.indrnn`.
 
     It takes and has what the layers of every cell do.
 

@@ -18,7 +18,7 @@ from .base import TOKENS, Composite, Layer
 
 
 def _zero_where(condition: Array, x: Array) -> Array:
-    """x, zero where a condition on its first axes holds."""
+    """Return x, with zeros where a condition on its first axes holds."""
     xp = _dispatch.namespace("Sequential", x=x)
     return xp.where(xp.reshape(condition, (*condition.shape, *[1] * (x.ndim - condition.ndim))), xp.zeros_like(x), x)
 
@@ -26,27 +26,25 @@ def _zero_where(condition: Array, x: Array) -> Array:
 class Sequential(Composite):
     """Layers one after another: the output of each is the input of the next.
 
-    It takes and returns states whether it holds recurrent layers or not: a tuple with the state of each recurrent
-    layer, in order. ``lengths``, ``resets`` and ``mask`` go to every recurrent layer. What the input holds past a
-    length, or where the mask leaves a step out, is not read, by layers before the first recurrent one either.
+    It always takes and returns states: a tuple with the state of each recurrent layer, in order. ``lengths``,
+    ``resets`` and ``mask`` go to every recurrent layer. The input past a length, or at a step that the mask leaves out,
+    is not read, not even by layers before the first recurrent one.
 
     Parameters
     ----------
     *layers : Layer
-        What each puts out is what the next takes: the widths, as far as they are known, the dtypes, and which axis is
-        time.
+        The output of each must fit the next: the widths, as far as they are known, the dtypes, and which axis is time.
 
     Raises
     ------
     TypeError, ValueError
-        What is given is no layer, or one that takes or returns more than one array; or two layers do not fit together.
+        An argument is not a layer, or is a layer that takes or returns more than one array; or two layers do not fit.
 
     Attributes
     ----------
     params : dict of str to array
-        The layers' own arrays under ``"0.weight"``, ``"1.weight_ih_l0"``, ... One that stands in several places, as
-        those of a layer that is given twice, is one parameter, under its first name: its gradient is the sum over the
-        places.
+        The layers' own arrays under ``"0.weight"``, ``"1.weight_ih_l0"``, ... An array in several places, such as those
+        of a layer that occurs twice, is one parameter, under its first name. Its gradient is the sum over the places.
 
     Examples
     --------
@@ -92,12 +90,12 @@ class Sequential(Composite):
         resets: Array | None = None,
         mask: Array | None = None,
     ) -> tuple[Array, tuple[Any, ...]]:
-        """The last layer's output and the tuple of the recurrent layers' final states.
+        """Return the last layer's output and the tuple of the recurrent layers' final states.
 
         Raises
         ------
         ValueError
-            There is a mask, and no layer that takes one, or a layer with a state that does not.
+            There is a mask, but no layer takes one, or a layer with a state does not take one.
         """
         masks = self._masks(mask)
         states, finals = self._states(state), []
@@ -122,11 +120,11 @@ class Sequential(Composite):
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
     ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
-        """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
+        """Return ``((y, state), pullback)``; ``pullback((dy, dstate))`` returns ``((dx, dstate0), grads)``.
 
-        The first four arguments and ``mask`` are those of a call. Without ``rng`` no layer drops anything.
-        ``checkpoint_every`` and ``state_after`` are those of the recurrent and state-space layers, as
-        `gpurnn.LSTM` has them; what goes from one layer to the next is kept for all steps.
+        The first four arguments and ``mask`` are those of a call. Without ``rng`` there is no dropout.
+        ``checkpoint_every`` and ``state_after`` go to the recurrent and state-space layers, see `gpurnn.LSTM`. The
+        arrays between layers are kept for all steps.
 
         Raises
         ------
@@ -166,7 +164,7 @@ class Sequential(Composite):
         return (x, tuple(finals)), pullback
 
     def _options(self, options: dict[str, Any]) -> list[dict[str, Any]]:
-        """Which of the options of `vjp` go to each layer."""
+        """The options of `vjp` that go to each layer."""
         taken = [{name: value for name, value in options.items() if name in vjp_options(p)} for p in self.layers]
         if "checkpoint_every" in options and not any("checkpoint_every" in own for own in taken):
             raise ValueError(
@@ -184,7 +182,7 @@ class Sequential(Composite):
         return taken
 
     def _masks(self, mask: Array | None) -> list[dict[str, Array]]:
-        """The mask as an option of each layer, where it goes to it."""
+        """The mask as an option for each layer that takes it; an empty dict for the others."""
         if mask is None:
             return [{} for _ in self.layers]
         states = [(index, layer) for index, layer in _flat(self.layers) if layer.stateful]
@@ -218,13 +216,13 @@ class Sequential(Composite):
                     f"Sequential: {_part(index, layer)} takes {expected} features, expected {width}, as {before} puts "
                     "out"
                 )
-            if layer._widths(-1)[1] != -1:  # else it hands on what it is given
+            if layer._widths(-1)[1] != -1:  # else it keeps the width of its input
                 source = index
             width = made
         return first, width
 
     def _read(self, x: Array, lengths: Array | None, mask: Array | None) -> tuple[Array, Array | None]:
-        """x, zero at steps that do not exist if a layer reads it that knows nothing of them, and where that is."""
+        """Return x, zero at missing steps if its first reader does not know of them, and the mask of those steps."""
         recurrent = [layer for layer in self.layers if layer.stateful]
         if (lengths is None and mask is None) or not recurrent or self.layers[0].stateful:
             return x, None
@@ -232,7 +230,7 @@ class Sequential(Composite):
         xp = _dispatch.namespace("Sequential", x=x, lengths=lengths, mask=mask)
         batch_first = recurrent[0].batch_first
         absent: Any = None
-        # What does not fit is left for the layers to reject.
+        # The layers reject arguments that do not fit.
         if lengths is not None:
             rows = x.shape[:2][0 if batch_first else 1 :][:1]
             if x.ndim < 2 or tuple(lengths.shape) != tuple(rows) or "int" not in _checks.dtype_name(lengths):
@@ -276,7 +274,7 @@ def _part(index: int, layer: Layer) -> str:
 
 
 def _check_call(index: int, layer: Layer) -> None:
-    """Reject a layer whose ``vjp`` has not the parameters of `SequenceLayer`, or of `StatelessLayer`."""
+    """Reject a layer whose ``vjp`` lacks the parameters of `SequenceLayer` or `StatelessLayer`."""
     parameters = list(inspect.signature(layer.vjp).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return
@@ -292,7 +290,7 @@ def _check_call(index: int, layer: Layer) -> None:
 
 
 def _flat(layers: tuple[Layer, ...]) -> Iterator[tuple[int, Layer]]:
-    """The layers, those of further Sequentials among them one by one, each with its index here."""
+    """All layers, including those of nested Sequentials, each with its index in the outermost one."""
     for index, layer in enumerate(layers):
         if isinstance(layer, Sequential):
             yield from ((index, inner) for _, inner in _flat(layer.layers))
@@ -301,7 +299,7 @@ def _flat(layers: tuple[Layer, ...]) -> Iterator[tuple[int, Layer]]:
 
 
 def _check_axes(layers: tuple[Layer, ...]) -> None:
-    """Reject a mixture of layers whose first axis is time and layers whose second axis is."""
+    """Reject a mixture of layers whose first axis is time and layers whose second axis is time."""
     batch_first = [(i, p) for i, p in _flat(layers) if p.batch_first]
     time_first = [(i, p) for i, p in _flat(layers) if p.batch_first is False]
     if batch_first and time_first:

@@ -1,4 +1,4 @@
-"""Linear state-space models as layers that train their matrices, dense or diagonal."""
+"""Linear state-space models as layers with trainable matrices, dense or diagonal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .base import Layer, parameter, parameter_dtype
 
 
 class _StateSpace(Layer):
-    """The base class of the state-space layers: everything except how A follows from the parameters."""
+    """The base class of the state-space layers; subclasses define how A depends on the parameters."""
 
     stateful = True
     batch_first = False
@@ -37,7 +37,7 @@ class _StateSpace(Layer):
     def _initialise(
         self, dtype: np.dtype[Any], rng: np.random.Generator, scale: Callable[[], Any], feedthrough: bool
     ) -> None:
-        """B, C and D into ``params``; ``scale`` is the standard deviation of what white input adds to each state."""
+        """Add B, C and D to ``params``; ``scale()`` is the standard deviation that white input adds to each state."""
         parts = ("_real", "_imag") if self.complex else ("",)
         I, N, O = self.input_size, self.state_size, self.output_size
 
@@ -56,13 +56,13 @@ class _StateSpace(Layer):
             self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
 
     def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter, of those of other layers of this kind too."""
+        """The shape of each parameter, including those that only other state-space layers have."""
         I, N, O = self.input_size, self.state_size, self.output_size
         shapes = dict.fromkeys(("B", "B_real", "B_imag"), (N, I)) | dict.fromkeys(("C", "C_real", "C_imag"), (O, N))
         return {"A": (N, N), "nu": (N,), "theta": (N,), **shapes, "D": (O, I)}
 
     def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
-        """A, and a function from its gradient to those of the parameters that it is made from."""
+        """A, and a function from its gradient to the gradients of the parameters that define it."""
         raise NotImplementedError
 
     def __call__(
@@ -74,16 +74,16 @@ class _StateSpace(Layer):
         *,
         return_states: bool = False,
     ) -> tuple[Any, ...]:
-        """The outputs and the final state; nothing is saved.
+        """Return the outputs and the final state; save nothing.
 
         Parameters
         ----------
         x : (T, B, input_size) array
             Has the dtype of the parameters.
         state : (1, B, state_size) array, optional
-            The initial state, zero by default; of a complex model a pair of such arrays, real and imaginary part.
+            The initial state, zero by default; for a complex model a pair of such arrays, real and imaginary part.
         lengths : (B,) integer array, optional
-            Steps of each sequence that exist, in any order, zero allowed. What x holds past them is not read.
+            The number of steps of each sequence, in any order, zero allowed. x is not read past it.
         resets : (T, B) array of bools, or of integers 0 and 1, optional
             True where a new sequence starts: the state before that step is zero.
         return_states : bool
@@ -96,13 +96,13 @@ class _StateSpace(Layer):
         state
             The final state, shaped like ``state``, taken after each sequence's last step.
         states : (T, B, state_size) array
-            Only with ``return_states``: the state after each step, exactly zero past a sequence's length; of a complex
+            Only with ``return_states``: the state after each step, exactly zero past a sequence's length; for a complex
             model a pair of such arrays.
 
         Raises
         ------
         TypeError, ValueError
-            Unsupported or mixed arrays or dtypes; shapes or lengths that do not fit.
+            Arrays or dtypes are unsupported or mixed, or shapes or lengths do not fit.
         """
         return self._forward(x, state, lengths, resets, training=False, return_states=return_states)[0]
 
@@ -118,7 +118,7 @@ class _StateSpace(Layer):
         checkpoint_every: int | str | None = None,
         state_after: int | None = None,
     ) -> tuple[tuple[Any, ...], Pullback]:
-        """``((y, state), pullback)``, with ``pullback((dy, dstate))`` returning ``((dx, dstate0), grads)``.
+        """Return ``((y, state), pullback)``; ``pullback((dy, dstate))`` returns ``((dx, dstate0), grads)``.
 
         The first four arguments and ``return_states`` are those of a call; ``rng`` is not used. With ``return_states``
         the outputs are ``(y, state, states)``, and the pullback takes ``(dy, dstate, dstates)``.
@@ -126,9 +126,9 @@ class _StateSpace(Layer):
         Parameters
         ----------
         checkpoint_every : int or "sqrt", optional
-            K, for gradient checkpointing: keep the state at every K-th step only, and compute the steps between again
-            in the pullback. Apart from x, y and their gradients, memory falls from O(T) to O(T/K + K). "sqrt" is
-            K = ceil(sqrt(T)). The result has the bits of None; for that, K is rounded up to whole chunks of
+            K, for gradient checkpointing: keep the state at every K-th step only, and recompute the steps between in
+            the pullback. Memory, except for x, y and their gradients, falls from O(T) to O(T/K + K). "sqrt" is
+            K = ceil(sqrt(T)). The result has the same bits as without; for that, K is rounded up to whole chunks of
             ``ceil(8192 / B)`` steps.
         state_after : int, optional
             Return the state after this many steps, 0 ... T, instead of the final state, and take its gradient.
@@ -218,14 +218,14 @@ class _StateSpace(Layer):
     def _inner_state(
         self, xp: Any, parts: dict[str, Array | None], shape: tuple[int, ...], like: Array
     ) -> Array | None:
-        """The (B, state_size) array that `ssm` takes, from the parts of a state."""
+        """The (B, state_size) array for `ssm`, from the parts of a state."""
         whole = self._whole(xp, parts, shape, "(1, B, state_size)", like)
         return None if whole is None else whole[0, ...]
 
     def _whole(
         self, xp: Any, parts: dict[str, Array | None], shape: tuple[int, ...], symbol: str, like: Array
     ) -> Array | None:
-        """The array that `ssm` takes, from its parts as a caller has them."""
+        """The array for `ssm`, from the caller's parts."""
         for name, part in parts.items():
             if part is not None:
                 _checks.shape(type(self).__name__, name, part, shape, symbol)
@@ -260,8 +260,8 @@ class StateSpace(_StateSpace):
     feedthrough : bool
         Whether there is a D.
     radius : float
-        Modulus of the eigenvalues of A at first, which is an orthogonal matrix times it. Training may make A unstable;
-        `DiagonalStateSpace` cannot become so.
+        The initial modulus of A's eigenvalues: A starts as an orthogonal matrix times ``radius``. Training may make A
+        unstable; a `DiagonalStateSpace` stays stable.
     dtype : "float32" or "float64"
     rng : int or numpy.random.Generator
         Where the initial matrices come from.
@@ -275,7 +275,7 @@ class StateSpace(_StateSpace):
     Raises
     ------
     TypeError, ValueError
-        A size below 1, a negative radius, another dtype or output_state.
+        A size is below 1, the radius is negative, or dtype or output_state is unknown.
 
     References
     ----------
@@ -310,7 +310,7 @@ class StateSpace(_StateSpace):
         kind, random = parameter_dtype("StateSpace", dtype), generator("StateSpace", rng)
         shape = (self.state_size, self.state_size)
         self.params = {"A": parameter(shape, kind, lambda: initializers.orthogonal(radius)(random, shape, kind))}
-        # This keeps the variance of the states at that of white input.
+        # This makes the variance of the states that of white input.
         scale = math.sqrt(1 - radius**2) if radius < 1 else 1.0
         self._initialise(kind, random, lambda: scale, feedthrough)
 
@@ -321,26 +321,26 @@ class StateSpace(_StateSpace):
 class DiagonalStateSpace(_StateSpace):
     """Linear state-space layer with a stable diagonal A: h_t = a h_{t-1} + B x_t, y_t = Re(C h_t) + D x_t.
 
-    a = exp(-exp(nu) + i theta), so that |a| < 1 whatever nu and theta are trained to (where exp(-exp(nu)) is 1 to
-    rounding, |a| is 1 - 4 epsilon); a real layer's a = exp(-exp(nu)) lies between 0 and 1. The states are computed by
+    a = exp(-exp(nu) + i theta), so that |a| < 1 whatever values training gives nu and theta (where exp(-exp(nu)) rounds
+    to 1, |a| is 1 - 4 epsilon). In a real layer, a = exp(-exp(nu)) is between 0 and 1. The states are computed by
     `gpurnn.linear_scan`, in parallel over time.
 
     Parameters
     ----------
     input_size, state_size, output_size : int
     complex : bool
-        Whether a, B, C and the state are complex. Their real and imaginary parts are parameters, and states, of their
-        own, so that parameters and states are real arrays.
+        Whether a, B, C and the state are complex. Parameters and states are real arrays all the same: real and
+        imaginary parts are separate.
     output_state : {"after", "before"}
         Which state y reads: h_t, after the update, or h_{t-1}, before it, as `scipy.signal.dlsim` does.
     feedthrough : bool
         Whether there is a D.
     radius : pair of float
-        The least and the largest |a| at first, 0 < least <= largest < 1; in between |a|^2 is uniform. A state remembers
-        for about 1/(1 - |a|) steps.
+        The least and the largest initial |a|, 0 < least <= largest < 1; |a|^2 is uniform between them. A state
+        remembers for about 1/(1 - |a|) steps.
     max_phase : float
-        The phases theta of a complex a are uniform in (0, max_phase) at first, in radians. Beyond pi they repeat what
-        smaller ones can do, as y is a real part.
+        The initial phases theta of a complex a are uniform in (0, max_phase), in radians. Phases beyond pi add nothing,
+        because y is a real part.
     dtype : "float32" or "float64"
         The dtype of the parameters.
     rng : int or numpy.random.Generator
@@ -356,12 +356,12 @@ class DiagonalStateSpace(_StateSpace):
     Raises
     ------
     TypeError, ValueError
-        A size below 1, a radius out of (0, 1), a negative phase, another dtype or output_state.
+        A size is below 1, a radius is out of (0, 1), a phase is negative, or dtype or output_state is unknown.
 
     Notes
     -----
-    The rows of B start with the factor sqrt(1 - |a|^2), which gives every state the variance of white input: the
-    normalisation gamma of the LRU, as the start of B and no parameter of its own.
+    The rows of B start with the factor sqrt(1 - |a|^2), which gives every state the variance of white input. It is the
+    normalisation gamma of the LRU, but as part of the initial B instead of a separate parameter.
 
     References
     ----------
@@ -418,7 +418,7 @@ class DiagonalStateSpace(_StateSpace):
         self._initialise(kind, random, lambda: np.sqrt(1 - squares()), feedthrough)
 
     def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
-        # Beyond, where exp(-exp(nu)) is 1 or 0 to rounding, |a| would be 1, or its gradient infinity times zero.
+        # Beyond these bounds exp(-exp(nu)) rounds to 1 or 0: |a| would be 1, or its gradient infinity times zero.
         rate = xp.exp(xp.clip(params["nu"], None, 80.0))
         radius = xp.clip(xp.exp(-rate), None, 1 - 4 * float(xp.finfo(rate.dtype).eps))
         if not self.complex:
