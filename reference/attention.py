@@ -20,7 +20,7 @@ class _Attention:
     scale: float
     weights: Array
     exists: Array | None
-    """(S, B, 1): whether a position exists; None where all do."""
+    """(S, B, 1): whether a position exists; None if all do."""
 
 
 def attention_forward(
@@ -35,7 +35,7 @@ def attention_forward(
 ) -> tuple[Array, Array, _Attention | None]:
     """context_t = sum_s alpha_ts values_s with alpha_t the softmax over s of the scores e_ts.
 
-    e_ts = v . tanh(query_t + keys_s) where v is given, else scale query_t . keys_s.
+    e_ts = v . tanh(query_t + keys_s) if v is given, else scale query_t . keys_s.
 
     Parameters
     ----------
@@ -44,12 +44,12 @@ def attention_forward(
     values : (S, B, E) array
     v : (A,) array, optional
     lengths : (B,) integer array, optional
-        Source positions of each row that exist. What keys and values hold past them is not read, and its weight is
-        exactly zero. A row of no positions has a context of zero.
+        The number of source positions of each row. Past it keys and values are not read, and the weights are exactly
+        zero. A row without positions has a context of zero.
     scale : float
-        Of the dot product.
+        The factor of the dot product.
     training : bool
-        Keep what `attention_backward` needs.
+        Whether to keep the values that `attention_backward` needs.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def attention_forward(
     weights : (T, B, S) array
         alpha.
     saved
-        For `attention_backward`; None unless ``training``.
+        The values for `attention_backward`; None unless ``training``.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def attention_forward(
     exps = np.exp(scores - np.where(none, 0, highest))
     weights = (exps / np.where(none, 1, exps.sum(axis=2, keepdims=True))).astype(query.dtype)
     if lengths is not None:
-        # A score that is NaN makes NaN of all weights of its row, but not of those past its length.
+        # A NaN score makes all weights of its row NaN, except those past its length.
         weights = np.where(exists.T, weights, weights.dtype.type(0))
     context = np.einsum("tbs,sbe->tbe", weights, values)
     if not training:
@@ -94,7 +94,7 @@ def check_lengths(lengths: Array | None, S: int) -> None:
 
 
 def _scores(query: Array, keys: Array, v: Array | None, scale: float) -> Array:
-    """(T, B, S)."""
+    """The scores (T, B, S)."""
     if v is None:
         scores: Array = np.einsum("tba,sba->tbs", query, keys) * query.dtype.type(scale)
         return scores
@@ -107,7 +107,7 @@ def _scores(query: Array, keys: Array, v: Array | None, scale: float) -> Array:
 def attention_backward(
     saved: _Attention, dcontext: Array | None, dweights: Array | None
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of query, keys, values and v, from those of the context and of the weights (None for zero).
+    """The gradients of query, keys, values and v, from the gradients of the context and the weights (None for zero).
 
     With dalpha_ts = dcontext_t . values_s + dweights_ts the scores' gradient is alpha_ts (dalpha_ts - sum_k alpha_tk
     dalpha_tk).
@@ -115,9 +115,9 @@ def attention_backward(
     Returns
     -------
     dquery, dkeys, dvalues : arrays of their shapes
-        Those of keys and values are zero past the lengths.
+        dkeys and dvalues are zero past the lengths.
     dv : (A,) array
-        None where there is no v.
+        None if there is no v.
     """
     query, keys, v, alpha = saved.query, saved.keys, saved.v, saved.weights
     dalpha = np.zeros_like(alpha) if dweights is None else dweights
@@ -125,7 +125,7 @@ def attention_backward(
     if dcontext is not None:
         dalpha = dalpha + np.einsum("tbe,sbe->tbs", dcontext, saved.values)
         dvalues = np.einsum("tbs,tbe->sbe", alpha, dcontext)
-    # Where there is no weight, what dweights holds does not matter.
+    # Where the weight is zero, dweights does not matter.
     dalpha = np.where(alpha == 0, alpha.dtype.type(0), dalpha)
     de = alpha * (dalpha - (alpha * dalpha).sum(axis=2, keepdims=True))
     if saved.exists is not None:
@@ -136,13 +136,13 @@ def attention_backward(
     else:
         dquery, dkeys, dv = _additive_backward(query, keys, v, de)
     if saved.exists is not None:
-        # A gradient or a query that is not finite, times a weight of zero, is none.
+        # A gradient or query that is not finite would give NaN times a weight of zero.
         dkeys, dvalues = (np.where(saved.exists, d, d.dtype.type(0)) for d in (dkeys, dvalues))
     return dquery, dkeys, dvalues, dv
 
 
 def _additive_backward(query: Array, keys: Array, v: Array, de: Array) -> tuple[Array, Array, Array]:
-    """Gradients of query, keys and v from those of the scores (T, B, S)."""
+    """The gradients of query, keys and v, from the gradient of the scores (T, B, S)."""
     dquery, dkeys, dv = np.empty_like(query), np.zeros_like(keys), np.zeros_like(v)
     for t, q in enumerate(query):
         f = np.tanh(q + keys)

@@ -1,11 +1,11 @@
-"""Large scratch arrays, used again from call to call.
+"""Large scratch arrays that are reused from call to call.
 
-Fresh memory is handed out by the kernel page by page on first touch, which for the arrays of a training step costs as
-much as a good part of its arithmetic. `empty` lends memory of this pool instead. A buffer is free again once nothing
-but the pool refers to it: a view keeps its buffer alive, so what a pullback has saved, or what a caller still holds,
-is never lent twice. Where references are not counted exactly, on PyPy and on free-threaded CPython, there is no pool.
+The operating system hands out new memory page by page on first touch, which for the arrays of a training step costs a
+good part of the time of its arithmetic. `empty` lends memory of this pool instead. A buffer is free again once only the
+pool refers to it. A view keeps its buffer alive, so memory that a pullback has saved, or that a caller still holds, is
+never lent twice. Where references are not counted exactly, on PyPy and on free-threaded CPython, there is no pool.
 
-`gpurnn.scratch` is the public side of it.
+`gpurnn.scratch` is the public interface.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ENABLED = sys.implementation.name == "cpython" and not sysconfig.get_config_var(
 """Whether references are counted exactly."""
 
 LIMIT = 1 << 30
-"""Bytes of the pool by default."""
+"""The pool's default limit, in bytes."""
 
 SMALL = 1 << 16
-"""Bytes of the smallest array that comes from the pool."""
+"""The bytes of the smallest array that comes from the pool."""
 
 _LENDS_KEPT = 128
-"""A free buffer that was not lent in so many calls of `empty` is given back when no buffer fits: sizes have changed."""
+"""When no buffer fits, free buffers that were not lent in this many calls of `empty` are freed: sizes have changed."""
 
 
 class _Buffer:
@@ -38,7 +38,7 @@ class _Buffer:
         self.size = size
         self.memory: NDArray[np.uint8] = np.empty(size, np.uint8)
         self.lent = 0
-        """The number of the call of `empty` that lent it last."""
+        """The number of the call of `empty` that last lent the buffer."""
 
     def references(self) -> int:
         return sys.getrefcount(self.memory)
@@ -53,18 +53,18 @@ _pool: list[_Buffer] = []
 _lends = 0
 _limit = LIMIT
 _asked: list[int] = []
-"""The sizes that the pool is still to be shrunk to, in bytes."""
+"""The sizes, in bytes, that the pool must still shrink to."""
 _lock = _fork.Lock()
 _fork.in_child(_pool.clear)  # blocks that other threads of the parent borrowed would never be freed
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
-    """An uninitialised C-contiguous array, for scratch that no caller of the wing gets to see."""
+    """An uninitialised C-contiguous array, for scratch that no caller of the wing ever sees."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = None
     if size >= SMALL and ENABLED:
-        # Never waits: a signal handler or finaliser may get here while its own thread holds the lock.
+        # Never wait: a signal handler or finaliser may run this while its own thread holds the lock.
         lock = _lock.current
         if lock.acquire(blocking=False):
             try:
@@ -76,7 +76,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
 
 
 def _lend(size: int) -> NDArray[np.uint8] | None:
-    """Memory of a free buffer that fits or of a new one; None if the limit leaves no room for one."""
+    """The memory of a free buffer that fits, or of a new one; None if the limit leaves no room."""
     global _lends
     _lends += 1
     fitting = [buffer for buffer in _pool if size <= buffer.size <= 2 * size and buffer.is_free]
@@ -94,14 +94,14 @@ def _lend(size: int) -> NDArray[np.uint8] | None:
 
 
 def _drop_near(size: int) -> None:
-    """Give back the largest free buffer that is just too small: one of ``size`` will serve both."""
+    """Free the largest free buffer that is just too small: one of ``size`` will serve both uses."""
     near = [buffer for buffer in _pool if buffer.size < size <= 2 * buffer.size and buffer.is_free]
     if near:
         _pool.remove(max(near, key=lambda buffer: buffer.size))
 
 
 def _shrink(most: int, since: int) -> None:
-    """Give back free buffers: those last lent before the call ``since``, and the next oldest while over ``most``."""
+    """Free unused buffers: those last lent before the call ``since``, then the next oldest while over ``most`` bytes."""
     for buffer in sorted(_pool, key=lambda buffer: buffer.lent):
         if buffer.lent >= since and total_bytes() <= most:
             break
@@ -110,9 +110,9 @@ def _shrink(most: int, since: int) -> None:
 
 
 def _shrink_as_asked() -> None:
-    """Do what `_asked` says.
+    """Shrink the pool to the sizes in `_asked`.
 
-    Never waits, as `empty` does not: who has the lock comes here next.
+    Like `empty`, it never waits: whoever has the lock calls this function next.
     """
     while _asked:
         lock = _lock.current
@@ -126,7 +126,7 @@ def _shrink_as_asked() -> None:
 
 
 def set_limit(size: int) -> None:
-    """The most bytes of the pool from now on."""
+    """Set the largest number of bytes of the pool."""
     global _limit
     _limit = size
     _asked.append(size)
@@ -134,23 +134,23 @@ def set_limit(size: int) -> None:
 
 
 def get_limit() -> int:
-    """The most bytes of the pool."""
+    """The largest number of bytes of the pool."""
     return _limit
 
 
 def free_all_blocks() -> None:
-    """Give back all free buffers."""
+    """Free all unused buffers."""
     _asked.append(-1)
     _shrink_as_asked()
 
 
 def total_bytes() -> int:
-    """Bytes of the pool's buffers."""
+    """The bytes of the pool's buffers."""
     return sum(buffer.size for buffer in tuple(_pool))
 
 
 def used_bytes() -> int:
-    """Bytes of the buffers that are lent."""
+    """The bytes of the buffers that are lent."""
     return sum(buffer.size for buffer in tuple(_pool) if not buffer.is_free)
 
 

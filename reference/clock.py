@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from gpurnn._contract import Array
 
 CHUNK_ROWS = 1024
-"""The least rows of a product over many steps, where there are so many."""
+"""The least number of rows of a product over many steps, if there are as many."""
 
 
 def recurrence_chunk(batch: int) -> int:
-    """Steps of a chunk: products over many steps are computed for a chunk at a time.
+    """The steps of a chunk: products over many steps are computed for a chunk at a time.
 
-    BLAS results depend on the number of rows, and sums on their order. So chunks begin at multiples
-    of this many steps, whatever the direction, and their gradients are added up in the order of the backward pass: a
-    sequence that is cut at such multiples gives, part by part, the very bits that it gives as a whole.
+    BLAS results depend on the number of rows, and sums on their order. So chunks begin at multiples of this number of
+    steps, whatever the direction, and their gradients are added up in the order of the backward pass. A sequence that
+    is cut at such multiples gives, part by part, the same bits as the whole.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class Clock:
     B: int
     backwards: bool
     past: NDArray[np.bool_] | None
-    """(T, B, 1): the row has no such step, so its state stays as it is."""
+    """(T, B, 1): the row lacks the step, so its state stays."""
     cut: NDArray[np.bool_] | None
-    """(T, B, 1): no state enters the step, existing or not, from the step before it in this direction."""
+    """(T, B, 1): no state enters the step, existing or not, from the previous step in this direction."""
     zero: NDArray[np.bool_] | None
     """(T, B, 1): y is zero, whatever h is."""
 
@@ -58,7 +58,7 @@ class Clock:
             past = (np.arange(T)[:, None] >= lengths)[:, :, None]
         if resets is not None:
             cut = np.zeros((*resets.shape, 1), bool)
-            # A reset at t parts t - 1 from t: forward it is step t that nothing enters, backward it is step t - 1.
+            # A reset at t separates t - 1 from t: no state enters step t forward, or step t - 1 backward.
             if backwards:
                 cut[:-1, :, 0] = resets[1:]
             else:
@@ -74,9 +74,9 @@ class Clock:
         return cls(T, B, backwards, past, cut, zero)
 
     def chunks(self, back: bool = False) -> list[tuple[slice, range]]:
-        """The chunks of the steps, and the steps of each, in this direction's order, or in the reverse of it.
+        """The chunks of the steps, and the steps of each, in this direction's order, or ``back`` in the reverse order.
 
-        There is one at least, if only an empty one.
+        There is at least one chunk, which may be empty.
         """
         length, pieces = recurrence_chunk(self.B), []
         for start in range(0, max(self.T, 1), length):
@@ -87,5 +87,5 @@ class Clock:
         return pieces
 
     def at(self, rows: NDArray[np.bool_] | None, t: int) -> NDArray[np.bool_] | None:
-        """Those of ``rows`` that hold at step t, None if there are none."""
+        """The entries of ``rows`` at step t; None if none is True."""
         return rows[t] if rows is not None and rows[t].any() else None

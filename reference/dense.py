@@ -27,12 +27,12 @@ def dense_forward(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def dense_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
-    """Gradients of x, W and b.
+    """The gradients of x, W and b.
 
     Parameters
     ----------
     x, weight : arrays
-        Those of `dense_forward`.
+        The arguments of `dense_forward`.
     dy : (N, O) array
 
     Returns

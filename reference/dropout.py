@@ -1,4 +1,4 @@
-"""Dropout masks from a counter-based generator, so that any element can be computed on its own.
+"""Dropout masks from a counter-based generator, so that each element can be computed independently.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11: Philox4x32-10.
 """
@@ -21,7 +21,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 _BLOCK = 1 << 13
-"""Counters at a time: the six arrays of a round then stay in a core's cache."""
+"""The counters to process at a time, so that the six arrays of a round stay in a core's cache."""
 
 Words = NDArray[np.uint64]
 
@@ -61,14 +61,14 @@ def dropout_mask(
 ) -> Array:
     """A mask of inverted dropout: each entry is 0 with probability ``rate``, else 1 / (1 - rate).
 
-    A seed stands for an endless sequence of entries. Entry n is kept if word n mod 4 of Philox4x32-10 is at least
+    A seed defines an endless sequence of entries. Entry n is kept if word n mod 4 of Philox4x32-10 is at least
     rate 2^32. The key is ``seed`` and the counter n div 4, each with its low 32 bits first; the counter's upper two
-    words are 0. The entries of ``mask[k]``, in C order, are those from ``first + k stride`` on.
+    words are 0. The entries of ``mask[k]``, in C order, begin at entry ``first + k stride`` of the sequence.
 
     Parameters
     ----------
     like : float32 or float64 array
-        Gives the dtype.
+        An array with the mask's dtype.
     shape : tuple of ints
     rate : float
         In [0, 1).
@@ -87,7 +87,7 @@ def dropout_mask(
     if not count * size:
         return cast(Array, np.empty(shape, like.dtype))
     begins = [first + k * stride for k in range(count)]
-    counters = -(-(size + (3 if count > 1 else first % 4)) // 4)  # that cover a piece
+    counters = -(-(size + (3 if count > 1 else first % 4)) // 4)  # the counters that cover a piece
     of_pieces = np.array([begin // 4 for begin in begins], np.uint64)
     threshold, key = math.ceil(rate * 2**32), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
     kept = np.empty((count * counters, 4), like.dtype)

@@ -1,4 +1,4 @@
-"""Rows of a table out, and a sum of rows in."""
+"""Gather rows of a table, and scatter sums of rows."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def check_indices(indices: Array, V: int) -> None:
 def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
     """Row v of the result is the sum of the rows of ``dy`` whose index is v.
 
-    The rows of a sum are brought together by a stable sort, so they stand in the order of their positions in
-    ``indices``, and the order of the additions depends on the indices alone: two runs agree to the last bit.
+    A stable sort brings the rows of a sum together in the order of their positions in ``indices``. So the order of the
+    additions depends only on the indices, and two runs agree to the last bit.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def embedding_scatter(indices: Array, dy: Array, num_embeddings: int) -> Array:
     ordered = flat[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     rows = np.take(dy.reshape(flat.size, dy.shape[-1]), order, axis=0)
-    # reduceat adds column by column, which for long segments costs several times what a loop over them does.
+    # reduceat adds column by column, which for long segments is several times slower than a loop over them.
     if len(rows) < 4 * len(starts):
         dweight[ordered[starts]] = np.add.reduceat(rows, starts, axis=0)
         return dweight

@@ -45,15 +45,15 @@ def independent_forward(
     resets : (T, B) bool array, optional
         True where the state before a step is zero.
     exists : (T, B) bool array, optional
-        False at the steps that a row does not have, where its state stays, unless a reset zeroes it.
+        False at the steps that a row does not have; there its state stays, unless a reset zeroes it.
     training : bool
-        Keep what `independent_backward` needs.
+        Whether to keep the values that `independent_backward` needs.
 
     Returns
     -------
     h : (T, B, H) array
     saved
-        For `independent_backward`; None unless ``training``.
+        The values for `independent_backward`; None unless ``training``.
     """
     states, leak = np.empty((len(a) + 1, *h0.shape), a.dtype), a.dtype.type(cell.leak)
     slopes = np.empty_like(a) if training else None
@@ -69,18 +69,18 @@ def independent_forward(
             np.copyto(h, before, where=~exists[t][:, None])
     if slopes is None:
         return states[1:], None
-    # Copies, so that what a caller does to these arrays cannot reach the gradients.
+    # Copies, so that a caller's changes to these arrays cannot affect the gradients.
     resets, exists = (None if marks is None else marks.copy() for marks in (resets, exists))
     return states[1:].copy(), _Saved(cell, u.copy(), states, slopes, resets, exists)
 
 
 def independent_backward(saved: _Saved, dh: Array) -> tuple[Array, Array, Array]:
-    """Gradients of a, u and h0.
+    """The gradients of a, u and h0.
 
     Parameters
     ----------
     saved
-        From `independent_forward`; it is not changed.
+        The values from `independent_forward`; they are not changed.
     dh : (T, B, H) array
 
     Returns
@@ -106,5 +106,5 @@ def independent_backward(saved: _Saved, dh: Array) -> tuple[Array, Array, Array]
 
 
 def _entering(h: Array, resets: Array | None, t: int) -> Array:
-    """What of ``h`` gets over a reset at step t."""
+    """Return ``h`` with zeros in rows with a reset at step t."""
     return h if resets is None else np.where(resets[t][:, None], h.dtype.type(0), h)

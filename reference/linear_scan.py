@@ -1,8 +1,9 @@
 """The linear recurrence h_t = a_t h_{t-1} + b_t, elementwise, real or complex.
 
-A step of few columns costs what NumPy's calls cost. So the chunks of a long sequence then take their steps side by
-side, from the states that enter them, which are found first: a chunk is a map, state -> product state + offset.
-``kernels/linear_scan.py``, which cuts time in the same way, says what rounding, overflow and underflow do to that.
+The cost of a step with few columns is that of NumPy's calls. So with few columns, the chunks of a long sequence run
+side by side, from the states that enter them, which are computed first: a chunk is a map, state -> product state +
+offset. ``kernels/linear_scan.py``, which cuts time in the same way, explains the effects of rounding, overflow and
+underflow.
 """
 
 from __future__ import annotations
@@ -37,34 +38,34 @@ def linear_scan_forward(a: Array, b: Array, h0: Array, *, training: bool = False
     Parameters
     ----------
     a : (T, B, N) or (N,) array
-        Of shape (N,) the same at every step and in every row.
+        Shape (N,) means the same at every step and in every row.
     b : (T, B, N) array
     h0 : (B, N) array
     training : bool
-        Keep what `linear_scan_backward` needs.
+        Whether to keep the values that `linear_scan_backward` needs.
 
     Returns
     -------
     h : (T, B, N) array
     saved
-        For `linear_scan_backward`; None unless ``training``.
+        The values for `linear_scan_backward`; None unless ``training``.
     """
     states = np.empty((len(b) + 1, *h0.shape), b.dtype)
     states[0] = h0
     _scan(a, b, h0, states[1:])
-    # A copy where a gradient is wanted, so that what a caller does to h cannot reach it.
+    # In training a copy, so that a caller's changes to h cannot affect the gradients.
     return (states[1:].copy(), _Scan(a.copy(), states)) if training else (states[1:], None)
 
 
 def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
-    """Gradients of a, b and h0; db_t = dh_t + conj(a_{t+1}) db_{t+1} and da_t = db_t conj(h_{t-1}).
+    """The gradients of a, b and h0; db_t = dh_t + conj(a_{t+1}) db_{t+1} and da_t = db_t conj(h_{t-1}).
 
     The gradient of a complex number z = x + iy is dL/dx + i dL/dy.
 
     Parameters
     ----------
     saved
-        From `linear_scan_forward`; it is not changed.
+        The values from `linear_scan_forward`; they are not changed.
     dh : (T, B, N) array
 
     Returns
@@ -85,7 +86,7 @@ def linear_scan_backward(saved: _Scan, dh: Array) -> tuple[Array, Array, Array]:
 
 
 def _length(T: int, columns: int) -> int:
-    """Steps of a chunk."""
+    """The steps of a chunk."""
     return math.isqrt(T) if T >= _LEAST_STEPS and columns <= _MOST_COLUMNS else T
 
 
@@ -97,14 +98,14 @@ def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
     cut = chunks * length if chunks > 1 else 0
 
     def of_chunks(x: Array) -> Array:
-        """x as steps of all chunks, (length, chunks, B, N); one for all stays so."""
+        """Reshape x to the steps of all chunks, (length, chunks, B, N); an a of shape (N,) is returned as it is."""
         return x if x.ndim == 1 else x[:cut].reshape(chunks, length, *x.shape[1:]).swapaxes(0, 1)
 
     if cut:
         steps = of_chunks(a), of_chunks(b)
         entering = np.empty((chunks, *h0.shape), h0.dtype)
         entering[0] = h0
-        with np.errstate(all="ignore"):  # of numbers that are not the states
+        with np.errstate(all="ignore"):  # these numbers are not the states
             factors = np.broadcast_to(a, (length, *a.shape)) if a.ndim == 1 else steps[0]
             products = np.broadcast_to(factors.prod(axis=0), entering.shape)
             bounds = _bounds(factors, products)
@@ -120,7 +121,7 @@ def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
                     holds &= _is_exact(entering[k], entering[k + 1], *(bound[k] for bound in bounds))
                 fails = np.logical_not(holds | np.isnan(entering[k]))
                 if fails.any():
-                    # A product may overflow or underflow where the states do not, and the reverse.
+                    # A product may overflow or underflow although the states do not, and vice versa.
                     _loop(a if a.ndim == 1 else a[chunk], b[chunk], entering[k], h[chunk])
                     np.copyto(entering[k + 1], h[chunk][-1], where=fails)
         _loop(*steps, entering, of_chunks(h))
@@ -129,10 +130,10 @@ def _scan(a: Array, b: Array, h0: Array, h: Array) -> None:
 
 
 def _bounds(factors: Array, products: Array) -> tuple[Array, Array] | None:
-    """Of a chunk's products from its first step to each step: bounds of the largest, and of what the last lacks.
+    """Bounds for a chunk's products from its first step to each step: of the largest, and of the last one's loss.
 
-    The second is 0 unless one of them fell so low that it may have lost digits to underflow. None where neither is of
-    any account: no product grew, and none fell so low.
+    The second is 0 unless a product fell so low that it may have lost digits to underflow. None if neither matters: no
+    product grew, and none fell so low.
     """
     sizes: NDArray[np.floating[Any]] = np.abs(factors)
     numbers = np.finfo(sizes.dtype)

@@ -12,7 +12,7 @@ from gpurnn._contract import Array
 from .buffers import empty
 
 _BLOCK = 1 << 17
-"""Elements of the scratch array that stands in for a whole softmax where no gradient is wanted."""
+"""The elements of the scratch array that replaces a whole softmax if no gradient is wanted."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class _CrossEntropy:
     sums: Array
     """(N,): their sums, so that exps / sums is the softmax."""
     others: Array
-    """(N,): the same sums without the label's own term: others / sums is 1 - softmax_y, with all of its digits."""
+    """(N,): the same sums without the label's own term: others / sums is 1 - softmax_y to full precision."""
     labels: NDArray[np.intp]
     weights: Array | None
     target: Array
     """(N,): the weight of the label's own term."""
     smooth: Array | None
-    """(V,): the weight of every class's term that label smoothing adds, None without it."""
+    """(V,): the weight of each class's term that label smoothing adds; None without label smoothing."""
 
 
 def cross_entropy_forward(
@@ -51,21 +51,21 @@ def cross_entropy_forward(
     ----------
     logits : (N, V) array
     labels : (N,) integer array
-        What it holds in masked rows is not read.
+        Labels of masked rows are not read.
     weights : (N,) array, optional
-        Of the rows; 0 masks a row, whose loss and gradient are then exactly 0 whatever its logits are. None for ones.
+        The weights of the rows; 0 masks a row: its loss and gradient are exactly 0, whatever its logits. None for ones.
     class_weights : (V,) array, optional
         w_c; None for ones.
     label_smoothing : float
         eps in [0, 1].
     training : bool
-        Keep what `cross_entropy_backward` needs.
+        Whether to keep the values that `cross_entropy_backward` needs.
 
     Returns
     -------
     losses : (N,) array
     saved
-        For `cross_entropy_backward`; None unless ``training``.
+        The values for `cross_entropy_backward`; None unless ``training``.
 
     Raises
     ------
@@ -99,12 +99,11 @@ def cross_entropy_forward(
         highest = x.argmax(axis=1)
         np.subtract(x, x[each, highest][:, None], out=e)
         below = e[each, y]
-        # A BLAS would give a row other last bits in a block of another size.
+        # With a BLAS, the last bits of a row would depend on the size of the block.
         e_smooth = None if smooth is None else np.einsum("nv,v->n", _counted(smooth, e), smooth)
         np.exp(e, out=e)
         e_y, largest = e[each, y], e[each, highest]
-        # The largest term is 1, or NaN of an infinity. Added up without it, the others keep their digits where they are
-        # small.
+        # The largest term is 1, or NaN if a logit is infinite. The sum without it keeps the digits of small terms.
         e[each, highest] = 0
         rest = e.sum(axis=1) + (largest - 1)
         e[each, highest] = largest
@@ -126,7 +125,7 @@ def cross_entropy_forward(
 
 
 def _counted(weights: Array, terms: Array) -> Array:
-    """``terms``, with zero in place of an infinity where the weight is zero, which would make NaN of it."""
+    """Return ``terms`` with infinities of weight zero replaced by zero, because their product would be NaN."""
     unweighted = weights == 0
     return np.where(unweighted & np.isinf(terms), terms.dtype.type(0), terms) if unweighted.any() else terms
 
@@ -142,7 +141,7 @@ def check_labels(labels: Array, V: int) -> None:
 
 
 def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
-    """Gradient of the logits.
+    """The gradient of the logits.
 
     With t_c the weight of l_c in the row's loss, dx_c = dloss weight (softmax(x)_c sum_k t_k - t_c). The label's own
     part of its gradient is -t_y (1 - softmax(x)_y), computed without a difference.
@@ -150,7 +149,7 @@ def cross_entropy_backward(saved: _CrossEntropy, dlosses: Array) -> Array:
     Parameters
     ----------
     saved
-        From `cross_entropy_forward`; it is not changed.
+        The values from `cross_entropy_forward`; they are not changed.
     dlosses : (N,) array
 
     Returns
@@ -179,20 +178,20 @@ def mse_forward(y: Array, target: Array, *, training: bool = False) -> tuple[Arr
     ----------
     y, target : arrays of one shape
     training : bool
-        Keep what `mse_backward` needs.
+        Whether to keep the values that `mse_backward` needs.
 
     Returns
     -------
     errors : array
     saved
-        For `mse_backward`; None unless ``training``.
+        The values for `mse_backward`; None unless ``training``.
     """
     difference = np.subtract(y, target)
     return np.multiply(difference, difference, out=None if training else difference), difference if training else None
 
 
 def mse_backward(saved: Array, d: Array) -> Array:
-    """Gradient of y, 2 d (y - target); that of the target is its negative."""
+    """The gradient of y, 2 d (y - target); the target's gradient is its negative."""
     dy = np.multiply(saved, d)
     dy *= 2
     return dy

@@ -1,4 +1,4 @@
-"""The memory that a recurrence takes: a walk through the allocations of `recurrence.py`, in its order."""
+"""Count the memory of a recurrence, by repeating the allocations of `recurrence.py` in its order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .clock import recurrence_chunk
 
 @dataclass
 class Buffer:
-    """A buffer of `buffers.empty`, in numbers."""
+    """The size of a buffer of `buffers.empty`, and whether it is in the pool and free."""
 
     entries: int
     is_pooled: bool
@@ -23,7 +23,7 @@ class Buffer:
 
 
 class RecurrenceMemory(Memory):
-    """The memory of the calls of a recurrence, buffers of the pool included: they stay allocated when they are free."""
+    """The memory of a recurrence's calls, including the pool's buffers, which stay allocated when they are free."""
 
     def __init__(self, cell: Cell, T: int, B: int, H: int, D: int, itemsize: int) -> None:
         super().__init__(itemsize)
@@ -67,7 +67,7 @@ class RecurrenceMemory(Memory):
             self.free(of_direction)
 
     def lend(self, entries: int) -> Buffer:
-        """`buffers.empty`: a buffer of the pool that fits, or a new one. Small arrays bypass the pool."""
+        """Count `buffers.empty`: a buffer of the pool that fits, or a new one. Small arrays bypass the pool."""
         is_pooled = entries * self.itemsize >= SMALL
         fitting = [b for b in self.pool if b.is_free and entries <= b.entries <= 2 * entries] if is_pooled else []
         if fitting:
@@ -90,7 +90,7 @@ class RecurrenceMemory(Memory):
             self.free(buffer.entries)
 
     def factors(self, slots: int, n: int, *, few: bool, bias: bool = False) -> Buffer:
-        """`Rows.factors`."""
+        """Count `Rows.factors`."""
         factors = self.lend(slots * (n + bias) * self.H)
         if not few and collides(n, self.itemsize):
             self.give_back(self.lend(self.H * (n + SPREAD)))
@@ -98,7 +98,7 @@ class RecurrenceMemory(Memory):
 
 
 def recurrence_memory(cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> RecurrenceMemory:
-    """Count the bytes that `recurrence_forward` and `recurrence_backward` allocate, without lengths, resets and mask.
+    """A counter of the bytes that `recurrence_forward` and `recurrence_backward` allocate without lengths and masks.
 
     Parameters
     ----------
@@ -106,11 +106,11 @@ def recurrence_memory(cell: Cell, T: int, B: int, H: int, D: int, like: Array) -
     T, B, H, D : int
         Steps, rows of the batch, hidden units and directions.
     like : array
-        An array of the dtype, and on the device, of the layer's arrays.
+        An array with the dtype and the device of the layer's arrays.
 
     Returns
     -------
     memory : Memory
-        Nothing is held yet.
+        A counter that holds nothing yet.
     """
     return RecurrenceMemory(cell, T, B, H, D, like.dtype.itemsize)

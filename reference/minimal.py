@@ -1,6 +1,6 @@
 """The states of the minimal GRU and LSTM (Feng et al. 2024): h_t = kept h_{t-1} + z n_t, a linear scan.
 
-All of it is array API, so that the kernels' wing takes it for CuPy arrays, with a scan of its own.
+All of it uses the array API, so that the kernels' wing can use it for CuPy arrays, with its own scan.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Saved:
     z: Array
     n: Array
     below: Array
-    """Where n is sigma(p)."""
+    """True where n is sigma(p)."""
     back: Callable[[Array], list[Array]]
-    """From dL/dz - dL/dkept to the gradients of the gates' arguments."""
+    """Maps dL/dz - dL/dkept to the gradients of the gates' arguments."""
     cut: Array | None
     absent: Array | None
 
@@ -43,27 +43,27 @@ def minimal_forward(
 ) -> tuple[Array, Saved | None]:
     """h_t = kept h_{t-1} + z n_t, with shares z and kept that add up to 1.
 
-    Neither share is 1 minus the other, and n is positive, so that no digit is lost to a difference, however small a
-    share is. A step that does not exist has the shares 0 and 1.
+    Neither share is computed as 1 minus the other, and n is positive, so that no digit is lost to a difference, however
+    small a share is. A step that does not exist has the shares 0 and 1.
 
     Parameters
     ----------
     cell : MinGRU or MinLSTM
     a : (T, B, G*H) array
-        The arguments of the gates and, behind them, of the candidate.
+        The arguments of the gates, followed by that of the candidate.
     h0 : (B, H) array
     resets : (T, B) bool array, optional
         True where the state before a step is zero.
     exists : (T, B) bool array, optional
-        False at the steps that a row does not have, where its state stays, unless a reset zeroes it.
+        False at the steps that a row does not have; there its state stays, unless a reset zeroes it.
     training : bool
-        Keep what `minimal_backward` needs.
+        Whether to keep the values that `minimal_backward` needs.
 
     Returns
     -------
     h : (T, B, H) array
     saved
-        For `minimal_backward`; None unless ``training``.
+        The values for `minimal_backward`; None unless ``training``.
     """
     return forward(linear_scan_forward, cell, a, h0, resets, exists, training)
 
@@ -82,12 +82,12 @@ def forward(
     exists: Array | None,
     training: bool,
 ) -> tuple[Array, Saved | None]:
-    """`minimal_forward` by ``scan``, the `linear_scan_forward` of a wing."""
+    """`minimal_forward` with ``scan``, the `linear_scan_forward` of a wing."""
     xp, H = array_namespace(a), h0.shape[1]
     cut = None if resets is None else resets[:, :, None]
     absent = None if exists is None else xp.logical_not(exists)[:, :, None]
     z, kept, back = (_shares_of_gru if isinstance(cell, MinGRU) else _shares_of_lstm)(xp, a, H)
-    # n = g(p) = p + 1/2, or sigma(p) where p < 0: positive, so that in the paper it has a logarithm.
+    # n = g(p) = p + 1/2, or sigma(p) where p < 0. It is positive because the paper takes its logarithm.
     p = a[:, :, -H:]
     below, e = p < 0, xp.exp(xp.minimum(p, xp.zeros_like(p)))
     n = xp.where(below, e / (1 + e), p + 0.5)
@@ -95,12 +95,12 @@ def forward(
     h, saved = scan(_zero_where(xp, cut, factors), _zero_where(xp, absent, z * n), h0, training=training)
     if not training:
         return h, None
-    # A copy, so that the caller may change its arrays before it asks for the gradients.
+    # A copy, so that the caller may change its arrays before the backward pass.
     return h, Saved(saved, z, n, below, back, None if cut is None else xp.asarray(cut, copy=True), absent)
 
 
 def backward(scan: Callable[..., tuple[Array, Array, Array]], saved: Saved, dh: Array) -> tuple[Array, Array]:
-    """`minimal_backward` by ``scan``, the `linear_scan_backward` of a wing."""
+    """`minimal_backward` with ``scan``, the `linear_scan_backward` of a wing."""
     xp, n = array_namespace(dh), saved.n
     dfactors, dadded, dh0 = scan(saved.scan, dh)
     dfactors, dadded = (_zero_where(xp, saved.absent, d) for d in (dfactors, dadded))
@@ -130,7 +130,7 @@ def _shares_of_gru(xp: Any, a: Array, H: int) -> Shares:
 def _shares_of_lstm(xp: Any, a: Array, H: int) -> Shares:
     """i / (i + f) and f / (i + f), as (1 + exp(-a_f)) / (2 + exp(-a_i) + exp(-a_f)) and the same with i and f swapped.
 
-    All exponentials are divided by the largest of them and of 1, which none then exceeds.
+    All exponentials, and 1, are divided by the largest of them, so that none exceeds 1.
     """
     i, f = -a[:, :, :H], -a[:, :, H : 2 * H]
     largest = xp.maximum(xp.maximum(i, f), xp.zeros_like(i))

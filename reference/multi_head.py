@@ -1,4 +1,4 @@
-"""Attention of several heads, between the projections: scores, what is left out, softmax and context."""
+"""Multi-head attention between the projections: scores, exclusions, softmax and context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _MultiHead:
     """The values that `multi_head_backward` needs, each (B, heads, steps, size)."""
 
     query: Array
-    """Times the scale."""
+    """The query times the scale."""
     keys: Array
     values: Array
     scale: float
@@ -46,14 +46,14 @@ def multi_head_forward(
     causal : bool
         Whether step t sees no position after S - T + t.
     excluded : (B, S) array of bools, optional
-        Positions that no step sees. A step that sees nothing has a context of zero.
+        True at positions that no step sees. A step that sees nothing has a context of zero.
     mask : (B or 1, num_heads or 1, T, S) array, optional
-        What is added to the scores; minus infinity where a step does not see a position.
+        Numbers that are added to the scores; minus infinity where a step does not see a position.
     scale : float
     with_weights : bool
-        Whether alpha is wanted.
+        Whether to return alpha.
     training : bool
-        Keep what `multi_head_backward` needs.
+        Whether to keep the values that `multi_head_backward` needs.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def multi_head_forward(
     weights : (B, num_heads, T, S) array, or None
         alpha.
     saved
-        For `multi_head_backward`; None unless ``training``.
+        The values for `multi_head_backward`; None unless ``training``.
     """
     q, k, v = (_by_head(x, num_heads) for x in (query, keys, values))
     q = q * scale
@@ -80,10 +80,10 @@ def multi_head_forward(
 
 
 def multi_head_backward(saved: _MultiHead, dcontext: Array, dweights: Array | None) -> tuple[Array, Array, Array]:
-    """Gradients of query, keys and values, from those of the context and of the weights (None for zero)."""
+    """The gradients of query, keys and values, from the gradients of the context and the weights (None for zero)."""
     dcontext = _by_head(dcontext, saved.query.shape[1])
-    # The derivative of the softmax: w (dw - sum w dw). Of what comes through the context the sum is that of context
-    # dcontext, which is shorter.
+    # The derivative of the softmax is w (dw - sum w dw). For the part through the context, the sum equals
+    # sum context dcontext, which has fewer terms.
     along = (saved.context * dcontext).sum(axis=-1, keepdims=True)
     dscores = dcontext @ saved.values.swapaxes(2, 3)
     if dweights is not None:
@@ -101,24 +101,24 @@ def multi_head_backward(saved: _MultiHead, dcontext: Array, dweights: Array | No
 
 
 def _by_head(array: Array, num_heads: int) -> Array:
-    """(steps, B, E) as (B, heads, steps, size)."""
+    """Reshape (steps, B, E) to (B, heads, steps, size)."""
     steps, B, E = array.shape
     return array.reshape(steps, B, num_heads, E // num_heads).transpose(1, 2, 0, 3)
 
 
 def _together(array: Array) -> Array:
-    """(B, heads, steps, size) as (steps, B, E)."""
+    """Reshape (B, heads, steps, size) to (steps, B, E)."""
     B, heads, steps, size = array.shape
     return array.transpose(2, 0, 1, 3).reshape(steps, B, heads * size)
 
 
 def _exclude(scores: Array, excluded: Array) -> None:
-    """Lower to minus infinity, in place, the scores where ``excluded`` is true."""
+    """Set the scores to minus infinity, in place, where ``excluded`` is true."""
     scores += np.where(excluded, scores.dtype.type(-np.inf), scores.dtype.type(0))
 
 
 def _softmax(scores: Array) -> Array:
-    """The softmax over the last axis, and zeros where all is excluded; the scores are written over."""
+    """The softmax over the last axis, with zeros where everything is excluded; the scores are overwritten."""
     if scores.shape[-1]:
         peak = scores.max(axis=-1, keepdims=True)
         scores -= np.where(peak == -np.inf, np.zeros_like(peak), peak)

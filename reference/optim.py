@@ -1,4 +1,4 @@
-"""Norms, and optimizer updates in place, over whole lists of arrays."""
+"""Norms of whole lists of arrays, and optimizer updates in place."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from gpurnn._contract import Array
 
 _BLOCK = 1 << 16
-"""Elements at a time: an update passes over them many times, and they stay in a core's cache."""
+"""The elements to process at a time: an update reads them many times, and they stay in a core's cache."""
 
 _SAFE = (2.0**-900, 2.0**1000)
-"""A sum of squares between these lost nothing to overflow or underflow."""
+"""A sum of squares between these bounds has lost nothing to overflow or underflow."""
 
 
 def global_norm(arrays: Sequence[Array]) -> Array:
@@ -33,7 +33,7 @@ def global_norm(arrays: Sequence[Array]) -> Array:
 
 
 def root_of_squares(sum_of_squares: Callable[[float], float], arrays: Sequence[Array]) -> float:
-    """The root of the sum of the squares of all elements, from a function of what they are multiplied with."""
+    """The root of the sum of the squares of all elements; ``sum_of_squares`` takes a factor of the elements."""
     total = sum_of_squares(1.0)
     # The squares of float64 may overflow or underflow.
     if not _SAFE[0] < total < _SAFE[1]:
@@ -72,7 +72,7 @@ def scaled(arrays: Sequence[Array], factor: Array) -> list[Array]:
     products : list of new arrays
     """
     if factor < 2.0**-100:
-        # In float64, because float32 may not hold the factor.
+        # In float64, because float32 may not represent the factor.
         return [np.multiply(a, factor).astype(a.dtype, copy=False) for a in arrays]
     return [np.multiply(a, factor.astype(a.dtype)) for a in arrays]
 
@@ -86,7 +86,7 @@ def optimizer_update(
     weight_decay: float,
     scalars: Mapping[str, float | bool],
 ) -> None:
-    """A step of an optimizer: g = gradient + weight_decay p, then p = shrink p - step(g, slots).
+    """Take a step of an optimizer: g = gradient + weight_decay p, then p = shrink p - step(g, slots).
 
     Parameters
     ----------
@@ -95,15 +95,15 @@ def optimizer_update(
     params : list of arrays
         Updated in place.
     grads : list of arrays
-        Gradients of the parameters.
+        The gradients of the parameters.
     slots : dict of lists of arrays, or of None
-        In the order of the optimizer's ``slots``, the arrays that it keeps for the parameters, updated in place; None
-        for a slot that its options do without.
+        The arrays that the optimizer keeps for the parameters, in the order of its ``slots``, updated in place; None
+        for a slot that its options do not need.
     shrink : list of floats
         A factor for each parameter.
     weight_decay : float
     scalars : dict of floats and bools
-        The optimizer's ``scalars`` of this step.
+        The optimizer's ``scalars`` for this step.
     """
     step_of = _STEPS[kind]
     lists = [params, grads, *([None] * len(params) if arrays is None else arrays for arrays in slots.values())]
@@ -132,8 +132,8 @@ def _blocks(lists: Sequence[Sequence[Any]], shrink: Sequence[float]) -> Iterator
 
 # ---- The step of each kind -------------------------------------------------------------------------------------------
 #
-# `definitions.py` has each step as a textbook does. Here it is computed in place, from g, the slots and the scalars of
-# the optimizer's class. Of the two scratch arrays, the first may hold g.
+# `definitions.py` has each step in its textbook form. Here it is computed in place, from g, the slots and the scalars
+# of the optimizer's class. The first of the two scratch arrays may hold g.
 
 
 def _sgd(
@@ -273,7 +273,7 @@ def _rprop(
     scratch: Array, g: Array, previous: Array, size: Array,
     *, eta_minus: float, eta_plus: float, smallest: float, largest: float,
 ) -> Array:  # fmt: skip
-    # The product of the signs, because that of the gradients may underflow.
+    # The product of the signs, because the product of the gradients may underflow.
     t = np.sign(g, out=scratch[1])
     t *= np.sign(previous)
     turned = t < 0

@@ -1,8 +1,8 @@
-"""A layer's recurrence by the cells' definition of a step.
+"""A layer's recurrence with the cells' definition of a step.
 
-It runs the cells with options for which there are no `cells.steps.Steps`, in a few more calls for each step. Nothing in
-it is NumPy's own except how it goes through the steps: NumPy's functions hand CuPy arrays on to CuPy, and so the
-kernels' wing takes it for the cells that no kernel computes.
+It runs cells with options that no `cells.steps.Steps` supports, with a few more calls per step. Only the loop over the
+steps is specific to NumPy: NumPy's functions pass CuPy arrays on to CuPy. So the kernels' wing uses it for cells that no
+kernel computes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class _Step:
     """The values of a step that its backward pass needs."""
 
     past: Any
-    """(B, 1): rows that do not have the step."""
+    """(B, 1): True for rows that lack the step."""
     zero: Any
-    """(B, 1): rows whose output is zero, whatever h is."""
+    """(B, 1): True for rows whose output is zero, whatever h is."""
     cut: Any
-    """(B, 1): rows that no state enters."""
+    """(B, 1): True for rows that no state enters."""
     saved: Any
 
 
@@ -47,14 +47,14 @@ class Unrolled:
     norm: Array | None
     """The weights of the normalised input product, with layer norm."""
     products: dict[int, Normalised]
-    """Those products, by the first step of their chunk."""
+    """The normalised input products, by the first step of their chunk."""
     state_shapes: tuple[tuple[int, ...], ...]
     steps: dict[int, _Step]
 
     def backward(
         self, dy: Array | None, carried: list[Array], later: Mapping[str, Array] | None
     ) -> tuple[Array, dict[str, Array], list[Array]]:
-        """The gradients of x, of the weights and of the initial state, from those of y and of the final state."""
+        """The gradients of x, the weights and the initial state, from the gradients of y and the final state."""
         cell, clock, w_ih, xp = self.cell, self.clock, self.w_ih, array_namespace(self.x)
         (T, B, I), rows = self.x.shape, self.w_ih.shape[0]
         dx = xp.zeros((T, B, I), dtype=self.x.dtype)
@@ -72,7 +72,7 @@ class Unrolled:
                     dy_t = dy[t] if step.zero is None else np.where(step.zero, dy.dtype.type(0), dy[t])
                     carried = [carried[0] + dy_t, *carried[1:]]
                 dstate = carried
-                if step.past is not None:  # what does not exist passes the gradient of the state on
+                if step.past is not None:  # missing steps pass the state's gradient on
                     dstate = [np.where(step.past, d.dtype.type(0), d) for d in dstate]
                 da_t, dprevious, dweights = cells.backward(cell, step.saved, tuple(dstate))
                 da[t - chunk.start] = da_t
@@ -85,7 +85,7 @@ class Unrolled:
                 carried = list(dprevious)
             flat = da.reshape(-1, rows)
             add("bias_ih", flat.sum(axis=0))
-            if self.norm is not None:  # the bias is behind the norm, the weights before it
+            if self.norm is not None:  # the bias is added after the norm, the weights multiply before it
                 normal = self.products[chunk.start]
                 add("norm_ih", (flat * normal.value).sum(axis=0))
                 flat = normal.back(flat * self.norm)
@@ -163,9 +163,9 @@ def _forward(
     step_masks: Array | None,
     training: bool,
 ) -> tuple[Array, list[Array], Unrolled]:
-    """All steps of a direction: y, the final state, and what goes back."""
+    """Run all steps of a direction; return y, the final state, and the values for the backward pass."""
     xp = array_namespace(x)
-    if training:  # what a caller does to his arrays cannot reach the gradients
+    if training:  # a caller's changes to the arrays must not affect the gradients
         x, weights = x.copy(), {name: w.copy() for name, w in weights.items()}
         step_masks = None if step_masks is None else step_masks.copy()
         mask = None if mask is None else mask.copy()
@@ -188,7 +188,7 @@ def _forward(
             of_step = own
             if step_masks is not None:
                 of_step = {**own, **dict(zip(cell.step_masks, step_masks[:, t], strict=True))}
-                if "zoneout_h" in of_step:  # of the width of h, which may be a projection
+                if "zoneout_h" in of_step:  # has the width of h, which may be a projection
                     of_step["zoneout_h"] = of_step["zoneout_h"][:, : y.shape[2]]
             new, saved = cells.forward(cell, xw[t - chunk.start], tuple(entering), of_step)
             carried = list(new)

@@ -66,8 +66,8 @@ def _attend(
 ) -> tuple[Any, dict[str, Any], Array, Array, Any]:
     """Check the arguments and run the wing.
 
-    Returns the namespace, the arrays as read, context, weights, and the values for the backward pass. If ``scale`` is an
-    array, it is among the arrays, and so is the query that it multiplies.
+    Returns the namespace, the arrays as read, context, weights, and the values for the backward pass. If ``scale`` is
+    an array, it is among the arrays, and so is the query that it multiplies.
     """
     where = "attention"
     factor: Any = scale if _dispatch.library_of(scale) and not isinstance(scale, np.generic) else None

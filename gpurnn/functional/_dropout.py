@@ -15,9 +15,9 @@ from .._random import Key, generator, mask_key
 def dropout_mask(like: Array, shape: tuple[int, ...], rate: float, key: Key, start: int = 0) -> Array:
     """A mask with entries 0 and 1/(1 - rate), of the library, device and dtype of ``like``.
 
-    Its rows are the second of three or more axes, else the first axis. They are the key's rows of the batch: the mask is
-    a part of the mask for the whole batch, which any other process or shard would draw. If the axis has another length,
-    the mask is specific to these rows. ``start`` is the step of the sequence at which the first axis begins.
+    Its rows are the second of three or more axes, else the first axis. They are the key's rows of the batch: the mask
+    is a part of the mask for the whole batch, which any other process or shard would draw. If the axis has another
+    length, the mask is specific to these rows. ``start`` is the step of the sequence at which the first axis begins.
     """
     wing = _dispatch.wing("dropout", x=like)
     axis = 1 if len(shape) > 2 else 0

@@ -10,7 +10,7 @@ from .._op import Pullback, differentiable
 
 
 def _embedding(indices: Array, weight: Array, padding_idx: int | None) -> tuple[Any, Any, Array, Array, Array]:
-    """Check the arguments of `embedding` and run the wing; return the namespace, the wing, the arguments as read, and y."""
+    """Check the arguments of `embedding` and run the wing; return the namespace, the wing, both arguments, and y."""
     where = "embedding"
     xp, weight, indices = _arrays.take(where, {"weight": weight}, {"indices": indices}, needed=("indices", "weight"))
     _checks.ndim(where, "weight", weight, 2, "(num_embeddings, embedding_dim)")

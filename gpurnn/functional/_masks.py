@@ -9,7 +9,7 @@ from .._contract import Array
 
 
 def exist(xp: Any, x: Array, lengths: Array | None, mask: Array | None) -> Array | None:
-    """(T, B) bools, True at the steps of x (T, B, ...) that exist by lengths (B,) and mask (T, B); None if all exist."""
+    """(T, B) bools, True at the steps of x (T, B, ...) that exist by lengths (B,) and mask (T, B); None if all do."""
     if lengths is None:
         return mask
     steps = xp.arange(x.shape[0], dtype=xp.int64, device=_dispatch.device(x))

@@ -327,7 +327,7 @@ class Decoder(Composite):
         return Carried(layers, fed, memory, keys, lengths)
 
     def step(self, x: Array, carried: Carried) -> tuple[Array, Array | None, Carried]:
-        """Run a step on x (B, input_size); return output (B, output_size), alpha (B, S) or None, and what comes next."""
+        """Run a step on x (B, input_size); return output (B, output_size), alpha (B, S) or None, and the new state."""
         p = self._taken()
         xp, _, x = _arrays.take("Decoder", {"params": p["weight_ih_l0"], "x": x}, needed=("x",))
         B = carried.state[0][0].shape[0]

@@ -1,7 +1,7 @@
-"""The cells: one step of each, forward and backward, and the same as steps of a loop.
+"""The cells: one step of each, forward and backward, and the steps of a loop.
 
-The module of a cell has ``forward(cell, xw, state, weights) -> state, saved`` and ``backward(cell, saved, dstate) ->
-dxw, dstate_prev, dweights``, the definition, and the class ``Steps``, which `steps.Steps` describes.
+The module of a cell has the definition, ``forward(cell, xw, state, weights) -> state, saved`` and ``backward(cell,
+saved, dstate) -> dxw, dstate_prev, dweights``, and the class ``Steps``, which `steps.Steps` describes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def module_of(cell: Cell) -> ModuleType:
 
 
 def with_zeros(cell: Cell, weights: Weights) -> dict[str, Array]:
-    """The weights of one direction, with zeros for the biases that are not there."""
+    """The weights of one direction, with zeros for missing biases."""
     w_hh = weights["weight_hh"]
     absent = [name for name in cell.parameters if name not in cell.needed and weights.get(name) is None]
     shapes = cell.shapes(input_size=0, hidden_size=w_hh.shape[0] // cell.gates) if absent else {}
@@ -38,17 +38,17 @@ def with_zeros(cell: Cell, weights: Weights) -> dict[str, Array]:
 
 
 class _Kept(NamedTuple):
-    """The values of a step whose units keep a part of their state, that its backward pass needs."""
+    """The values that the backward pass of a step with zoneout needs."""
 
     step: Any
     keeps: list[Any]
-    """What each state keeps: a mask, a rate, or None."""
+    """The share that each state keeps: a mask, a rate, or None."""
 
 
 def forward(
     cell: Cell, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], Any]:
-    """One step of a cell with all of its options: the new state, and what `backward` needs.
+    """Run one step of a cell with all of its options; return the new state, and the values that `backward` needs.
 
     Besides the cell's parameters, ``weights`` has ``mask`` (B, H) if there is one, and the cell's ``step_masks``.
     """
@@ -63,7 +63,7 @@ def forward(
 
 
 def backward(cell: Cell, saved: Any, dstate: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
-    """The transpose of `forward`: the gradients of xw, of the state before it, and of the weights by name."""
+    """The transpose of `forward`: the gradients of xw, of the previous state, and of the weights by name."""
     if not isinstance(saved, _Kept):
         result: tuple[Array, tuple[Array, ...], dict[str, Array]] = module_of(cell).backward(cell, saved, dstate)
         return result
@@ -82,7 +82,7 @@ def _keeps(cell: Cell, weights: dict[str, Array]) -> list[Any]:
 def cell_forward(
     cell: Cell, xw: Array, state: tuple[Array, ...], weights: Weights
 ) -> tuple[tuple[Array, ...], tuple[object, ...]]:
-    """One step of a cell from its projected input.
+    """Run one step of a cell on its projected input.
 
     Parameters
     ----------
@@ -93,13 +93,13 @@ def cell_forward(
         ``(h,)``, for the LSTM ``(h, c)``.
     weights : dict of arrays
         The cell's parameters by name, except those of the input: ``weight_hh`` (G*H, H) and, unless it is zero,
-        ``bias_hh`` (G*H,). Also the arrays (B, H) that ``cell.step_masks`` names.
+        ``bias_hh`` (G*H,); also the arrays (B, H) that ``cell.step_masks`` names.
 
     Returns
     -------
     state : tuple of (B, H) arrays
     saved
-        What `cell_backward` takes.
+        The values for `cell_backward`.
     """
     state, saved = forward(cell, xw, state, with_zeros(cell, weights))
     return state, (cell, saved)
@@ -108,13 +108,13 @@ def cell_forward(
 def cell_backward(
     saved: tuple[Cell, tuple[Array, ...]], dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
-    """The transpose of `cell_forward`: the gradients of xw, of the state before it, and of the weights by name."""
+    """The transpose of `cell_forward`: the gradients of xw, of the previous state, and of the weights by name."""
     cell, arrays = saved
     return backward(cell, arrays, dstate)
 
 
 def cell_gates(saved: tuple[Cell, Any]) -> dict[str, Array]:
-    """The values (B, H) of the gates of a step by name, from what `cell_forward` saved."""
+    """The values (B, H) of the gates of a step by name, from the values that `cell_forward` saved."""
     cell, of_step = saved
     of_step = of_step.step if isinstance(of_step, _Kept) else of_step
     values = {name: getattr(of_step, name) for name in cell.gate_functions}

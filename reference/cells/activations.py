@@ -11,18 +11,18 @@ from gpurnn.cells import Activation
 from gpurnn.cells.activations import name_of, numbers_of
 
 SATURATION = {"over": "ignore", "invalid": "ignore"}
-"""For `np.errstate`: the exceptions of 1 / (1 + exp(-a)) and of its complement where exp(-a) is infinite."""
+"""For `np.errstate`: the exceptions of 1 / (1 + exp(-a)) and its complement if exp(-a) is infinite."""
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), to a few roundings however small it is. Its complement 1 - sigmoid(x) is sigmoid(-x)."""
+    """1 / (1 + exp(-x)), exact to a few roundings however small it is. The complement 1 - sigmoid(x) is sigmoid(-x)."""
     e, one = np.exp(-np.abs(x)), x.dtype.type(1)
     value: Array = np.where(x < 0, e, one) / (one + e)
     return value
 
 
 class Gate(NamedTuple):
-    """sigma(a), and its complement 1 - sigma(a) with all of its digits."""
+    """sigma(a), and its complement 1 - sigma(a) to full precision."""
 
     value: Array
     complement: Array
@@ -51,7 +51,7 @@ class Tanh(NamedTuple):
 
 
 class Activated(NamedTuple):
-    """f(a) and f'(a), of any activation."""
+    """f(a) and f'(a) of any activation."""
 
     value: Array
     slope: Array
@@ -66,11 +66,11 @@ class Activated(NamedTuple):
 
 
 Response = Gate | Tanh | Activated
-"""The value of an activation, and what its gradient needs."""
+"""The value of an activation, and the values that its gradient needs."""
 
 
 def activated(activation: Activation, a: Array, clip: float | None = None) -> Response:
-    """f(a) and what its gradient needs; ``clip`` bounds a."""
+    """f(a) and the values that its gradient needs; ``clip`` bounds a."""
     if clip is None and activation == "sigmoid":
         return Gate.of(a)
     if clip is None and activation == "tanh":
@@ -83,7 +83,7 @@ def activated(activation: Activation, a: Array, clip: float | None = None) -> Re
 def activate(activation: Activation, a: Array, slope: Array | None = None, clip: float | None = None) -> Array:
     """f(a), written over ``a``; f'(a) is written to ``slope`` if given. Derivatives at kinks are 0, or from below.
 
-    With ``clip`` f is of a within [-clip, clip], and its derivative beyond is 0.
+    With ``clip``, a is clipped to [-clip, clip], and the derivative beyond is 0.
     """
     name = name_of(activation)
     beyond = None
@@ -123,7 +123,7 @@ def activate(activation: Activation, a: Array, slope: Array | None = None, clip:
 
 
 def _general(name: str, a: Array, *numbers: Array) -> tuple[Array, Array]:
-    """f(a) and f'(a) of the activations that are rarer, as ONNX defines them."""
+    """f(a) and f'(a) of the rarer activations, as ONNX defines them."""
     if name == "affine":
         alpha, beta = numbers
         return alpha * a + beta, alpha
@@ -155,7 +155,7 @@ def _general(name: str, a: Array, *numbers: Array) -> tuple[Array, Array]:
 def complement(e: Array, value: Array, one: Array | int, out: Array) -> Array:
     """1 - sigma(a) as e sigma(a), with the digits that the difference loses, from e = exp(-a) and ``value`` = sigma(a).
 
-    Where e is infinite, the product is NaN, and ``one`` takes its place.
+    Where e is infinite, the product is NaN, and is replaced by ``one``.
     """
     np.multiply(e, value, out=out)
     return np.fmin(out, one, out=out)

@@ -1,6 +1,6 @@
 """The GRU cell (Cho et al. 2014), with the reset gate before or after the recurrent product.
 
-`forward` and `backward` are the definition. `Steps` is the same in the few calls that a loop over time can afford.
+`forward` and `backward` are the definition. `Steps` computes the same with the few calls that a loop can afford.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _of_candidate(cell: cells.GRU, z: Response) -> Array:
 def forward(
     cell: cells.GRU, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], Saved]:
-    """One step: the new (h,), and what `backward` needs."""
+    """Run one step; return the new (h,), and the values that `backward` needs."""
     (h_prev,) = state
     w_hh, H = weights["weight_hh"], h_prev.shape[1]
     (w_rz, w_n), (b_rz, b_n) = np.split(w_hh, [2 * H]), np.split(weights["bias_hh"], [2 * H])
@@ -81,7 +81,7 @@ def _normalised(weights: dict[str, Array], rows: slice, product: Array) -> tuple
 
 
 def _back(weights: dict[str, Array], rows: slice, normal: Normalised | None, d: Array) -> tuple[Array, Array | None]:
-    """The transpose of `_normalised`: the gradients of the product and of the weights of the norm."""
+    """The transpose of `_normalised`: the gradients of the product and of the norm's weights."""
     if normal is None:
         return d, None
     return normal.back(d * weights["norm_hh"][rows]), (d * normal.value).sum(axis=0)
@@ -90,7 +90,7 @@ def _back(weights: dict[str, Array], rows: slice, normal: Normalised | None, d: 
 def backward(
     cell: cells.GRU, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
-    """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
+    """The transpose of one step: the gradients of xw, of the previous state, and of the weights by name."""
     weights, r, z, n, h_prev, u, product_rz, product_n = saved
     (dh,) = dstate
     H = h_prev.shape[1]
@@ -124,15 +124,15 @@ def backward(
 
 
 class Steps(steps.Steps):
-    """The definition over buffers that are allocated once, for T steps of a batch of B.
+    """The definition with buffers that are allocated once, for T steps of a batch of B.
 
-    Each gate is a contiguous (B, H) block: those of the input in the order n z r, those of the recurrent product in the
-    order z r u, with u = W_hn h + b_hn. What z weighs is the sign of its rows: with z' = 1 - z where z weighs the
-    state, h = (1 - z') h_prev + z' n. What backward multiplies dh and da_n with is stored in place of the gates:
+    Each gate is a contiguous (B, H) block: the input's in the order n z r, the recurrent product's in the order z r u,
+    with u = W_hn h + b_hn. The sign of z's rows says what z weighs: with z' = 1 - z if z weighs the state, else z' = z,
+    h = (1 - z') h_prev + z' n. The factors of dh and da_n in the backward pass replace the gates:
 
         [ P_n P_z | P_r | r | 1 - z' ]   P_n = z' (1 - n^2)    P_z = (n - h_prev) z' (1 - z')    P_r = v (1 - r)
 
-    with v = r u where the reset comes after the product and v = r h_prev where it comes before.
+    with v = r u if the reset comes after the product, and v = r h_prev if it comes before.
     """
 
     floating_point_errors = SATURATION
@@ -159,7 +159,7 @@ class Steps(steps.Steps):
         self.n, self.step = empty((2, B, H), dtype)
         self.saved = empty((T if training else 1, 5, B, H), dtype)
         self.v = empty((T if training and not cell.reset_after else 1, B, H), dtype)
-        # The operands of rows of w_hh other than h_in, of all steps.
+        # The operands, except h_in, of rows of w_hh, for all steps.
         self.operands = () if cell.reset_after else (self.v,)
         if training:
             self.w_back = self.rows.signed(w_hh)
@@ -216,12 +216,12 @@ class Steps(steps.Steps):
         np.multiply(n, n, out=n)
         np.subtract(self.one, n, out=n)
         np.multiply(n, z, out=p_n)
-        # P_r takes the block of z', which was read in the line before for the last time.
+        # P_r replaces z', which the line above reads for the last time.
         complement(not_r, r, self.one, out=not_r)
         np.multiply(v, not_r, out=p_r)
 
     def backward(self, t: int, da: Array, dh: Array, dc: None, scratch: Array, mask: Array | None) -> None:
-        """Step t transposed: writes da (B, slots, H), in the order n z r (u), and turns dh into that of step t - 1."""
+        """Step t transposed: writes da (B, slots, H), in the order n z r (u), and changes dh to that of step t - 1."""
         saved, (direct, through_reset), by_gate = self.saved[t], scratch, da.transpose(1, 0, 2)
         p_r, r, keep = saved[2], saved[3], saved[4]
         np.multiply(dh, saved[:2], out=by_gate[:2])
@@ -240,7 +240,7 @@ class Steps(steps.Steps):
         np.add(dh, direct, out=dh)
 
     def hidden_gradients(self, chunk: slice, da: Array, h_in: Array, dweights: dict[str, Array], first: bool) -> None:
-        """Add to dweights what the rows of a chunk of steps, da (n, slots*H) and h_in (n, H), give."""
+        """Add the gradients from the rows of a chunk of steps, da (n, slots*H) and h_in (n, H), to dweights."""
         H = self.H
         self.rows.accumulate(product(da[:, H:].T, h_in), dweights["weight_hh"], first)
         if self.reset_after:

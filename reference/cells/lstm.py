@@ -1,6 +1,6 @@
 """The LSTM cell (Hochreiter & Schmidhuber 1997; the forget gate is Gers, Schmidhuber & Cummins 2000).
 
-`forward` and `backward` are the definition. `Steps` is the same in the few calls that a loop over time can afford.
+`forward` and `backward` are the definition. `Steps` computes the same with the few calls that a loop can afford.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class Saved(NamedTuple):
     h_prev: Array
     c_prev: Array
     c: Array
-    """Of the step, within `cell_clip`."""
+    """The new c, within `cell_clip`."""
     unbounded: Array | None
-    """Of the step, before it was bounded."""
+    """The new c before clipping."""
     activated_c: Response
     product: Normalised | None
     """W_hh h, with layer norm."""
     normal_c: Normalised | None
     unprojected: Array | None
-    """o tanh(c), where h is its projection."""
+    """o tanh(c), if h is its projection."""
 
 
 def forward(
     cell: cells.LSTM, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], Saved]:
-    """One step: the new (h, c), and what `backward` needs."""
+    """Run one step; return the new (h, c), and the values that `backward` needs."""
     h_prev, c_prev = state
     w_hh, b_hh = weights["weight_hh"], weights["bias_hh"]
     H, recurrent, product, normal_c = c_prev.shape[1], masked(h_prev, weights) @ w_hh.T, None, None
@@ -84,7 +84,7 @@ def forward(
 def backward(
     cell: cells.LSTM, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
-    """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
+    """The transpose of one step: the gradients of xw, of the previous state, and of the weights by name."""
     weights, i, f, g, o, h_prev, c_prev, c, unbounded, activated_c, product, normal_c, unprojected = saved
     dh, dc = dstate
     dweights: dict[str, Array] = {}
@@ -126,11 +126,11 @@ def backward(
 
 
 class Steps(steps.Steps):
-    """The definition over buffers that are allocated once, for T steps of a batch of B.
+    """The definition with buffers that are allocated once, for T steps of a batch of B.
 
-    Each gate is a contiguous (B, H) block, which elementwise functions take in one sweep. The blocks are stored in
-    the order o i f g, followed by c, so that [i f] * [g c] is one product, and one exp covers o, i and f. Training
-    stores what the backward pass multiplies dh and dc with, in place of the gates:
+    Each gate is a contiguous (B, H) block, which elementwise functions process in one sweep. The blocks are stored in
+    the order o i f g, followed by c, so that [i f] * [g c] is one product, and one exp covers o, i and f. In training,
+    the factors of dh and dc in the backward pass replace the gates:
 
         [ P_o | Q | f | P_i P_f P_g ]    P_o = tanh(c) o (1 - o)     P_i = g i (1 - i)     P_f = c_{t-1} f (1 - f)
                                          Q = o (1 - tanh(c)^2)       P_g = i (1 - g^2)
@@ -143,7 +143,7 @@ class Steps(steps.Steps):
     def __init__(self, cell: cells.LSTM, weights: dict[str, Array], T: int, B: int, training: bool) -> None:
         w_hh = weights["weight_hh"]
         H, dtype = w_hh.shape[1], w_hh.dtype
-        # Arrays of no axes: NumPy would convert a scalar again at each call.
+        # An array without axes: NumPy would convert a scalar again at each call.
         self.one = np.array(1, dtype)
         self.rows = self.input_rows = Rows(H, gates=((3, "sigma"), (0, "sigma"), (1, "sigma"), (2, "tanh")))
         blocks = empty((5, B, H), dtype)
@@ -193,13 +193,13 @@ class Steps(steps.Steps):
         np.add(self.i_g, self.f_c, out=self.c)
         np.tanh(self.c, out=tanh_c)
         np.multiply(o, tanh_c, out=h)
-        # P_o and Q take the blocks of o and i, which are read here for the last time.
+        # P_o and Q replace o and i, which are read here for the last time.
         np.multiply(h, tanh_c, out=tanh_c)
         np.subtract(o, tanh_c, out=i)
         np.multiply(h, self.complements[0], out=o)
 
     def backward(self, t: int, da: Array, dh: Array, dc: Array, scratch: Array, mask: Array | None) -> None:
-        """Step t transposed: writes da (B, 4, H) and turns dh and dc into those of step t - 1."""
+        """Step t transposed: writes da (B, 4, H) and changes dh and dc to those of step t - 1."""
         p_o, q, f, p_ifg = self.saved[t, 0], self.saved[t, 1], self.saved[t, 2], self.saved[t, 3:]
         by_gate = da.transpose(1, 0, 2)
         np.multiply(dh, p_o, out=by_gate[0])

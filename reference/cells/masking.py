@@ -1,4 +1,4 @@
-"""The variational mask, as the definitions of the cells' steps have it."""
+"""The variational mask in the definitions of the cells' steps."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from gpurnn._contract import Array
 
 
 def masked(h: Array, weights: dict[str, Array]) -> Array:
-    """h (B, H) as it enters a product with W_hh, or the gradient of that back through the mask."""
+    """Apply the mask to h (B, H) before a product with W_hh, or to the gradient after its transpose."""
     return h * weights["mask"] if "mask" in weights else h

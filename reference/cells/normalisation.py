@@ -1,4 +1,4 @@
-"""Layer norm of the products of a step (Ba, Kiros & Hinton 2016), as the definitions of the cells have it."""
+"""Layer norm of the products of a step (Ba, Kiros & Hinton 2016), in the definitions of the cells."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from gpurnn._contract import Array
 
 EPSILON = 1e-5
-"""Added to the variance."""
+"""The number that is added to the variance."""
 
 
 class Normalised(NamedTuple):
-    """(x - mean) / sqrt(variance + epsilon) over each group of columns, and what its gradient needs."""
+    """(x - mean) / sqrt(variance + epsilon) over each group of columns, and the values that its gradient needs."""
 
     value: Array
     inverse: Array
-    """1 / sqrt(variance + epsilon), for each column that of its group."""
+    """1 / sqrt(variance + epsilon) of each column's group."""
     groups: tuple[int, ...]
-    """The columns of each group."""
+    """The number of columns of each group."""
 
     @classmethod
     def of(cls, x: Array, groups: tuple[int, ...]) -> Normalised:
@@ -35,6 +35,6 @@ class Normalised(NamedTuple):
 
 
 def _means(x: Array, groups: tuple[int, ...]) -> Array:
-    """The mean of each group of columns, in each of its columns."""
+    """The mean of each group of columns, repeated in all of its columns."""
     parts = np.split(x, np.cumsum(groups)[:-1], axis=-1)
     return np.concatenate([np.broadcast_to(p.mean(axis=-1, keepdims=True), p.shape) for p in parts], axis=-1)

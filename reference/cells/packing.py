@@ -1,4 +1,4 @@
-"""The order and sign in which a cell's steps keep the rows of its gates."""
+"""The order and sign in which a cell's steps store the rows of its gates."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpurnn._contract import Array
 from ..buffers import empty
 
 SPREAD = 16
-"""By how many numbers rows that collide are made longer."""
+"""The numbers by which colliding rows are padded."""
 
 
 def collides(n: int, itemsize: int) -> bool:
-    """Whether rows of n numbers lie so far apart that the columns fall into few sets of the cache."""
+    """Whether the distance of rows of n numbers puts their columns into few sets of the cache."""
     return n * itemsize % 512 == 0
 
 
@@ -28,18 +28,18 @@ Function = Literal["tanh", "sigma", "1 - sigma"]
 class Rows:
     """Slot k holds the ``hidden`` rows of the gate ``gates[k][0]`` (PyTorch's order), with the sign of its function.
 
-    sigma(a) = 1 / (1 + exp(-a)) takes its argument negated, and 1 - sigma(a) = sigma(-a) takes it as it is. Gradients
-    are those of the argument of tanh or sigma: of -a for a gate that is stored as its complement.
+    sigma(a) = 1 / (1 + exp(-a)) needs its argument negated, 1 - sigma(a) = sigma(-a) does not. Gradients are with
+    respect to the argument of tanh or sigma: to -a for a gate that is stored as its complement.
     """
 
     hidden: int
     gates: tuple[tuple[int, Function], ...]
 
     def factors(self, w: Array, bias: Array | None = None, *, few: bool = False) -> Array:
-        """From weights (G*H, n) to right-hand factors (slots, n, H), so that ``x @ factors`` is (slots, B, H).
+        """Convert weights (G*H, n) to right-hand factors (slots, n, H), so that ``x @ factors`` is (slots, B, H).
 
         With ``bias`` (G*H,) they are (slots, n + 1, H), for an x whose last column is 1. For ``few`` rows of x they are
-        a transposed view, which is made in less time and multiplied in more.
+        a transposed view, which takes less time to make and more time to multiply.
         """
         rows, (_, n) = self._rows(w), w.shape
         columns = n if bias is None else n + 1
@@ -65,7 +65,7 @@ class Rows:
         if out.shape[1] != 1:
             factors = self.factors(w)
             return lambda h: np.matmul(h, factors, out=out)
-        # One row is multiplied by all slots in one call.
+        # A single row is multiplied by all slots in one call.
         rows, row = self.factors(w, few=True).transpose(0, 2, 1).reshape(-1, w.shape[1]), out.reshape(-1)
         return lambda h: np.dot(rows, h[0], out=row)
 
@@ -79,7 +79,7 @@ class Rows:
     def accumulate(self, dw: Array, out: Array, first: bool) -> None:
         """Add the gradient ``dw`` (slots*H, ...) to the gates of ``out`` (G*H, ...) that the slots hold.
 
-        The ``first`` is written there, whatever ``out`` holds.
+        The ``first`` gradient overwrites them instead.
         """
         rows, slots = self._rows(out), dw.reshape(len(self.gates), self.hidden, *dw.shape[1:])
         for (gate, function), slot in zip(self.gates, slots, strict=True):

@@ -1,6 +1,6 @@
 """The vanilla cell (Elman 1990), with a choice of activations and a leak: h_t = f(...) + leak h_{t-1}.
 
-`forward` and `backward` are the definition. `Steps` is the same in the few calls that a loop over time can afford.
+`forward` and `backward` are the definition. `Steps` computes the same with the few calls that a loop can afford.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Saved(NamedTuple):
 def forward(
     cell: cells.Vanilla, xw: Array, state: tuple[Array, ...], weights: dict[str, Array]
 ) -> tuple[tuple[Array, ...], Saved]:
-    """One step: the new (h,), and what `backward` needs."""
+    """Run one step; return the new (h,), and the values that `backward` needs."""
     (h_prev,) = state
     recurrent, product = masked(h_prev, weights) @ weights["weight_hh"].T, None
     if cell.layer_norm:
@@ -47,14 +47,14 @@ def forward(
     a = xw + recurrent + weights["bias_hh"]
     slope = np.empty_like(a)
     f = activate(cell.activation, a, slope, cell.clip)
-    h = f + cell.leak * h_prev if cell.leak else f  # where h is infinite, the product with zero is NaN
+    h = f + cell.leak * h_prev if cell.leak else f  # an infinite h_prev times a leak of zero would be NaN
     return (h,), Saved(weights, f, slope, h_prev, product)
 
 
 def backward(
     cell: cells.Vanilla, saved: Saved, dstate: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...], dict[str, Array]]:
-    """The transpose of one step: the gradients of xw, of the state before it, and of the weights by name."""
+    """The transpose of one step: the gradients of xw, of the previous state, and of the weights by name."""
     weights, _, slope, h_prev, product = saved
     (dh,) = dstate
     da = dh * slope
@@ -70,7 +70,7 @@ def backward(
 
 
 class Steps(steps.Steps):
-    """The definition over buffers that are allocated once, for T steps of a batch of B. Training stores f'(a_t)."""
+    """The definition with buffers that are allocated once, for T steps of a batch of B. Training stores f'(a_t)."""
 
     slots = 1
 
@@ -103,7 +103,7 @@ class Steps(steps.Steps):
             np.add(h, self.scratch, out=h)
 
     def backward(self, t: int, da: Array, dh: Array, dc: None, scratch: Array, mask: Array | None) -> None:
-        """Step t transposed: writes da (B, 1, H) and turns dh into that of step t - 1."""
+        """Step t transposed: writes da (B, 1, H) and changes dh to that of step t - 1."""
         np.multiply(dh, self.slope[t], out=da[:, 0])
         if self.leak:
             np.multiply(dh, self.leak, out=scratch[0])
