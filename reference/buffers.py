@@ -101,7 +101,7 @@ def _drop_near(size: int) -> None:
 
 
 def _shrink(most: int, since: int) -> None:
-    """Free unused buffers: those last lent before the call ``since``, then the next oldest while over ``most`` bytes."""
+    """Free unused buffers: those last lent before the call ``since``, then the next oldest while over ``most``."""
     for buffer in sorted(_pool, key=lambda buffer: buffer.lent):
         if buffer.lent >= since and total_bytes() <= most:
             break

@@ -103,7 +103,7 @@ def cross_entropy_forward(
         e_smooth = None if smooth is None else np.einsum("nv,v->n", _counted(smooth, e), smooth)
         np.exp(e, out=e)
         e_y, largest = e[each, y], e[each, highest]
-        # The largest term is 1, or NaN if a logit is infinite. The sum without it keeps the digits of small terms.
+        # The largest term is 1, or NaN if its logit is infinite. The sum without it keeps the digits of small terms.
         e[each, highest] = 0
         rest = e.sum(axis=1) + (largest - 1)
         e[each, highest] = largest

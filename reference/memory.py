@@ -98,7 +98,7 @@ class RecurrenceMemory(Memory):
 
 
 def recurrence_memory(cell: Cell, T: int, B: int, H: int, D: int, like: Array) -> RecurrenceMemory:
-    """A counter of the bytes that `recurrence_forward` and `recurrence_backward` allocate without lengths and masks.
+    """A counter of the bytes that a recurrence allocates, forward and backward, without lengths, resets and mask.
 
     Parameters
     ----------

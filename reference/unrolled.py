@@ -1,8 +1,8 @@
 """A layer's recurrence with the cells' definition of a step.
 
 It runs cells with options that no `cells.steps.Steps` supports, with a few more calls per step. Only the loop over the
-steps is specific to NumPy: NumPy's functions pass CuPy arrays on to CuPy. So the kernels' wing uses it for cells that no
-kernel computes.
+steps is specific to NumPy: NumPy's functions pass CuPy arrays on to CuPy. So the kernels' wing uses it for cells that
+no kernel computes.
 """
 
 from __future__ import annotations

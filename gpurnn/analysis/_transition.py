@@ -1,4 +1,4 @@
-"""One step of a recurrent layer as a map of its state, and the derivative of that map: what all diagnoses share."""
+"""One step of a recurrent layer as a map of its state, with its derivative: the basis of all diagnoses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..layers.recurrent import Recurrent, layer_names
 
 
 def parts(layer: Recurrent) -> dict[str, Recurrent]:
-    """The layers of a stack, each alone and in one direction, by the ends of their parameters' names.
+    """Split a stack into single layers of one direction, by the suffixes of their parameters' names.
 
-    They hold the very arrays of the stack. One that runs backward in time reads its input in reverse. They are the
-    recurrences alone: a residual stack adds the input of each layer to what its directions make, side by side, where
+    They share the arrays of the stack. Pass the input in reverse to one that runs backward in time. They are only the
+    recurrences: a residual stack also adds the input of each layer to the outputs of its directions, side by side, if
     the widths agree.
 
     Parameters
@@ -27,12 +27,12 @@ def parts(layer: Recurrent) -> dict[str, Recurrent]:
     Returns
     -------
     dict of str to layers of the same kind
-        "l0", or "l0", "l0_reverse", "l1", ... for more layers and directions.
+        The names are "l0", or "l0", "l0_reverse", "l1", ... with more layers and directions.
 
     Raises
     ------
     TypeError
-        ``layer`` is no recurrent layer.
+        ``layer`` is not a recurrent layer.
 
     Examples
     --------
@@ -61,11 +61,11 @@ REACHED = "the state after {} steps"
 """The name that `check_finite` uses for the states of a run."""
 
 quiet = np.errstate(over="ignore", invalid="ignore")
-"""For arrays that `check_finite` checks as soon as they are computed."""
+"""Silences warnings about arrays that `check_finite` checks as soon as they are computed."""
 
 
 def check_finite(where: str, name: str, array: Array, first: int = 0) -> None:
-    """Reject NaN and infinities; a {} in ``name`` is their index along the first axis, which begins at ``first``."""
+    """Reject NaN and infinities; their index along the first axis, counted from ``first``, replaces {} in ``name``."""
     xp = _dispatch.namespace(where, **{name: array})
     good = xp.isfinite(array)
     if not bool(xp.all(good)):
@@ -74,18 +74,18 @@ def check_finite(where: str, name: str, array: Array, first: int = 0) -> None:
 
 
 def check_steps(where: str, x: Array) -> None:
-    """Reject x (T, B, I) of no step or no row."""
+    """Reject x (T, B, I) without steps or rows."""
     if x.shape[0] == 0 or x.shape[1] == 0:
         raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected T and B of 1 at least")
 
 
 class Transition:
-    """s_t = F(x_t, s_{t-1}) of a layer of one layer and direction; s is h, for the LSTM h and c side by side.
+    """s_t = F(x_t, s_{t-1}) of a single layer in one direction; s is h, for the LSTM h and c side by side.
 
     Raises
     ------
     TypeError, ValueError
-        ``layer`` is no recurrent layer, one of several layers or of two directions, or its parameters are not finite.
+        ``layer`` is not a recurrent layer, has several layers or two directions, or has parameters that are not finite.
     """
 
     def __init__(self, where: str, layer: Recurrent) -> None:
@@ -113,11 +113,11 @@ class Transition:
         self.options = layer.cell.values(layer.cell.function_options())
 
     def silence(self, B: int) -> Array:
-        """A step of no input, (1, B, I)."""
+        """A step of zero input, (1, B, I)."""
         return _dispatch.zeros(self.xp, (1, B, self.inputs), self.weights["weight_ih"])
 
     def sequence(self, x: Array, state: Any = None, name: str = "state") -> tuple[Array, Array]:
-        """x and the state ``name`` as one array (B, S), checked; both are finite."""
+        """Check x and the state ``name``, which must be finite; return x, and the state as one array (B, S)."""
         floats = {"params": self.weights["weight_ih"], "x": x}
         given = take(self.where, self.cell, floats, state, name=name, input_size=self.inputs)
         widths = (self.hidden,) * self.cell.states
@@ -156,7 +156,7 @@ class Transition:
 
     @quiet
     def states(self, x: Array, s: Array) -> Array:
-        """s_0 ... s_T (T + 1, B, S), all of them finite."""
+        """s_0 ... s_T (T + 1, B, S); reject states that are not finite."""
         visited = [s]
         for t in range(x.shape[0]):
             visited.append(self(x[t, ...], visited[-1]))

@@ -1,4 +1,4 @@
-"""Saturation: how often gates and activations lie where their slope is nearly zero, and units that do nothing."""
+"""Saturation: how often gates and activations are where their slope is nearly zero, and which units do nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_steps
 
 _RANGE = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
-"""Where the values of a function that saturates lie."""
+"""The ranges of the functions that saturate."""
 
 _BINS = 50
 
@@ -32,7 +32,7 @@ class GateActivity:
     high: NDArray[np.floating[Any]]
     """(H,): the share at the upper end."""
     dead: NDArray[np.bool_]
-    """(H,): the unit is saturated at one and the same end at every step; a relu is 0 at every step."""
+    """(H,): whether the unit is saturated at the same end at every step; for a relu, whether it is always 0."""
     counts: NDArray[np.integer[Any]]
     """(50,): a histogram of all n H values."""
     edges: NDArray[np.floating[Any]]
@@ -45,17 +45,17 @@ class GateActivity:
 
 
 def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0.05) -> dict[str, GateActivity]:
-    """How saturated the gates and activations of any cell are along a run, and which units are dead.
+    """Measure how saturated the gates and activations of any cell are along a run, and which units are dead.
 
-    A sigmoid is saturated below ``margin`` and above 1 - margin, a tanh within twice that of -1 and 1, where its slope
-    is small: gradients do not pass. A relu passes none where it is 0, which counts as its lower end.
+    A sigmoid is saturated below ``margin`` and above 1 - margin, a tanh within twice the margin of -1 and 1. There the
+    slope is small, and gradients do not pass. A relu passes none where it is 0, which counts as its lower end.
 
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        It has one layer and one direction; `parts` takes a stack apart.
+        It has one layer and one direction; `parts` splits a stack.
     x : (T, B, I) array
-        Time-major, whatever the layer's ``batch_first``; T and B are 1 at least.
+        Time-major, whatever the layer's ``batch_first``; T and B are at least 1.
     state : (1, B, H) array, optional
         The initial state, for the LSTM a pair (h, c) of such arrays; zero by default.
     margin : float
@@ -70,8 +70,8 @@ def activity(layer: Recurrent, x: Array, state: Any = None, *, margin: float = 0
     Raises
     ------
     TypeError, ValueError
-        The layer is not one of these, the arrays do not fit it, the margin is not in its range, or the arrays or the
-        states of the run are NaN or infinite.
+        The layer is not one of these, the arrays do not fit it, the margin is out of range, or the arrays or the states
+        of the run are NaN or infinite.
 
     References
     ----------
@@ -115,7 +115,7 @@ def gates(layer: Recurrent, x: Array, state: Any = None) -> dict[str, NDArray[np
     Raises
     ------
     TypeError, ValueError
-        As `activity`.
+        As in `activity`.
 
     Examples
     --------

@@ -19,14 +19,14 @@ class Cost:
     Attributes
     ----------
     flops : int
-        Floating-point operations: two for each term of a matrix product, and one for each elementwise operation, a tanh
-        or an exp too.
+        Floating-point operations: two for each term of a matrix product, and one for each elementwise operation,
+        including tanh and exp.
     bytes : int
         Bytes that are read and written if every array that the pass needs goes to memory and back once for each of its
         uses, W_hh once in every step.
     memory : int
-        The most bytes held at a time: what is saved, scratch, outputs and gradients; not x, dy and the parameters,
-        which are the caller's.
+        The most bytes held at a time: saved values, scratch, outputs and gradients; not x, dy and the parameters, which
+        belong to the caller.
     """
 
     flops: int
@@ -45,7 +45,7 @@ class Complexity:
     bptt : Cost
         The cost of backpropagation through time: `vjp` and its pullback, a forward and a backward pass.
     truncated : Cost or None
-        The cost of the same over windows of k steps, one after another.
+        The cost of the same with consecutive windows of k steps.
     """
 
     forward: Cost
@@ -56,7 +56,7 @@ class Complexity:
 def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     """Flops, bytes and memory of a forward pass, of backpropagation through time and of its truncation to k steps.
 
-    For each layer and direction with G gates, I inputs and H hidden units, besides lesser terms::
+    For each layer and direction with G gates, I inputs and H hidden units, up to smaller terms::
 
         flops    forward 2 T B G H (I + H)    BPTT three times that, truncated or not
         memory   forward O(T B H)             BPTT O(T B H G)          truncated O(k B H G)
@@ -66,21 +66,21 @@ def complexity(layer: Any, T: int, B: int, k: int | None = None) -> Complexity:
     layer : RNN, LSTM or GRU
         It may have any number of layers and directions.
     T, B : int
-        Steps and sequences of the batch, at least 1.
+        The steps and sequences of the batch, at least 1.
     k : int, optional
-        In 1 ... T: the steps of a window that gradients flow back through.
+        The steps of a window that gradients flow back through, in 1 ... T.
 
     Returns
     -------
     complexity : Complexity
-        ``truncated`` is None without ``k``. Flops and bytes are those of the algorithm, on any device. Memory is what
-        is allocated for NumPy or CuPy arrays, whichever the layer's parameters are, to within a tenth where that is
-        1 MB or more. Dropout and checkpointing are not counted.
+        ``truncated`` is None without ``k``. Flops and bytes are those of the algorithm, on any device. Memory is the
+        allocation for NumPy or CuPy arrays, whichever the layer's parameters are, to within a tenth if it is 1 MB or
+        more. Dropout and checkpointing are not counted.
 
     Raises
     ------
     TypeError, ValueError
-        ``layer`` is no recurrent layer; T, B or k is no whole number in its range.
+        ``layer`` is not a recurrent layer, or T, B or k is not a whole number in its range.
 
     References
     ----------
@@ -120,7 +120,7 @@ def _inputs(layer: Recurrent) -> list[int]:
 
 
 def _flops(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
-    """Those of the forward pass, and of the one back."""
+    """The flops of the forward pass, and of the backward pass."""
     G, H = layer.cell.gates, layer.hidden_size
     elementwise, elementwise_back = layer.cell.operations
     forward = back = 0
@@ -132,16 +132,16 @@ def _flops(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
 
 
 def _bytes(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
-    """Those of a forward pass, and of one in training with the one back."""
+    """The bytes moved by inference, and by a forward and backward pass in training."""
     G, H, S = layer.cell.gates, layer.hidden_size, layer.cell.states
     forward = training = 0
     for I in _inputs(layer):
         weights, hidden = G * H * (I + H), T * B * H
-        # x and W_ih x, the latter written and read; W_hh and the state, read and written, in every step; y.
+        # x, W_ih, W_ih x written and read; W_hh read, and the state read and written, in every step; y.
         own = T * B * I + G * H * I + 2 * G * hidden + T * G * H * H + 2 * S * hidden
         # The gates, written and read; their gradients, written, and read for dx, for W_hh^T and for both weights.
         back = 2 * G * hidden + 4 * G * hidden + T * G * H * H + 2 * S * hidden
-        # dy, x and h for the weights' gradients, W_ih, and dx and those gradients themselves.
+        # dy; x and h for the weights' gradients; W_ih; dx; and the weights' gradients.
         back += hidden + T * B * I + hidden + G * H * I + T * B * I + weights
         forward += own
         training += own + back
@@ -150,7 +150,7 @@ def _bytes(layer: Recurrent, T: int, B: int) -> tuple[int, int]:
 
 
 def _memory(layer: Recurrent, T: int, B: int, *, training: bool) -> int:
-    """The most bytes that a forward pass holds, in training with the one back: the wing's, and those of the stack."""
+    """The most bytes that a forward pass, in training also a backward pass, holds in the wing and the stack."""
     H, D = layer.hidden_size, layer.num_directions
     like = layer.params["weight_ih_l0"]
     memory: Memory = _dispatch.wing("complexity", layer=like).recurrence_memory(layer.cell, T, B, H, D, like)
@@ -158,7 +158,7 @@ def _memory(layer: Recurrent, T: int, B: int, *, training: bool) -> int:
     output, below = T * B * D * H, 0
     for I in _inputs(layer):
         memory.forward(I, training=training)
-        if layer.residual and I == D * H:  # the sum takes the place of the output
+        if layer.residual and I == D * H:  # the sum replaces the output
             memory.take(output)
             memory.free(output)
         memory.free(below)

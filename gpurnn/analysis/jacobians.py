@@ -29,20 +29,17 @@ def _largest_slope(activation: cells.Activation) -> float:
     return slopes.get(name_of(activation), 1.0)
 
 
-"""max |f'| over all arguments."""
-
-
 @quiet
 def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     """The exact Jacobians of the state along a sequence: J_t = ds_t / ds_{t-1}, for any cell.
 
-    For the vanilla cell J_t = diag(f'(a_t)) W_hh + leak I. Its transpose, W_hh^T diag(f'(a_t)), is what takes the
+    For the vanilla cell J_t = diag(f'(a_t)) W_hh + leak I. Its transpose, W_hh^T diag(f'(a_t)) + leak I, maps the
     gradient of h_t to that of h_{t-1}.
 
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        It has one layer and one direction; `parts` takes a stack apart.
+        It has one layer and one direction; `parts` splits a stack.
     x : (T, B, I) array
         Time-major, whatever the layer's ``batch_first``.
     state : (1, B, H) array, optional
@@ -51,8 +48,8 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
     Returns
     -------
     (T, B, S, S) NumPy array
-        Entry [t, b, i, j] is the derivative of s_{t+1, i} by s_{t, j}, of the layer's dtype. S = H, and s = h; for the
-        LSTM S = 2H, and s = [h; c].
+        Entry [t, b, i, j] is the derivative of s_{t+1, i} by s_{t, j}, in the layer's dtype. S = H and s = h; for the
+        LSTM S = 2H and s = [h; c].
 
     Raises
     ------
@@ -85,12 +82,12 @@ def jacobians(layer: Recurrent, x: Array, state: Any = None) -> Floats:
 
 
 def product_norms(jacobians: Floats) -> Floats:
-    """The norms of ds_T / ds_t = J_T ... J_{t+1}: how much of a change of the state at step t is left at the end.
+    """The norms of ds_T / ds_t = J_T ... J_{t+1}: how much of a change of the state at step t remains at the end.
 
     Parameters
     ----------
     jacobians : (T, B, S, S) NumPy array
-        As `jacobians` returns them.
+        The result of `jacobians`.
 
     Returns
     -------
@@ -124,20 +121,21 @@ def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = 
     layer, x, state
         As in `jacobians`.
     dy : (T, B, H) array or None
-        Gradient of the loss L by the outputs h_1 ... h_T; None for zero.
+        The gradient of the loss L by the outputs h_1 ... h_T; None for zero.
     dstate : (1, B, H) array, optional
-        Gradient of L by the final state, for the LSTM a pair of such arrays; zero by default.
+        The gradient of L by the final state, for the LSTM a pair of such arrays; zero by default.
 
     Returns
     -------
     (T + 1, B, S) NumPy array
-        For t = 0 ... T, in the unit of L per unit of the state. For the LSTM s = [h; c], and dL/dh_t is that at a
-        fixed c_t. Where it leaves the range of the dtype it is infinite, and before that NaN or infinite.
+        dL/ds_t for t = 0 ... T, in the unit of L per unit of the state. For the LSTM s = [h; c], and dL/dh_t is the
+        gradient at a fixed c_t. Where it leaves the range of the dtype it is infinite, and at earlier steps NaN or
+        infinite.
 
     Raises
     ------
     TypeError, ValueError
-        As of `jacobians`; or ``dy`` or ``dstate`` does not fit.
+        As in `jacobians`; or ``dy`` or ``dstate`` does not fit.
 
     Examples
     --------
@@ -174,32 +172,33 @@ def state_gradients(layer: Recurrent, x: Array, dy: Array | None, dstate: Any = 
 
 @dataclass(frozen=True)
 class GradientBound:
-    """||dh_t / dh_k|| <= (lambda_max max|f'| + |leak|)^(t - k), and what that says."""
+    """The bound ||dh_t / dh_k|| <= (lambda_max max|f'| + |leak|)^(t - k), and its verdict."""
 
     lambda_max: float
-    """The largest singular value of W_hh, for a symmetric or orthogonal W_hh its spectral radius."""
+    """The largest singular value of W_hh; for a symmetric or orthogonal W_hh it is the spectral radius."""
     max_slope: float
-    """max |f'|, of all arguments or of those of a run."""
+    """max |f'| over all arguments, or over those of a run."""
     bound: float
     """lambda_max max|f'| + |leak|: the most by which a step can lengthen a gradient."""
     verdict: str
-    """"vanishing": the bound is below 1, so they must. "exploding": it is above 1, so they can. "neither": it is 1 to
-    rounding."""
+    """"vanishing": the bound is below 1, so gradients must vanish. "exploding": it is above 1, so they can explode.
+    "neither": it is 1 to rounding."""
 
 
 def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) -> GradientBound:
-    """The bound on what a step does to a gradient, and whether gradients vanish or can explode, for the vanilla cell.
+    """Bound the growth of gradients in a step of the vanilla cell: do they vanish, or can they explode?
 
-    ||J_t|| <= lambda_max max|f'| + |leak|, lambda_max the largest singular value of W_hh. Below 1 it is sufficient for
-    gradients to vanish; above 1 is necessary for them to explode, which `gradient_growth` measures.
+    ||J_t|| <= lambda_max max|f'| + |leak|, with lambda_max the largest singular value of W_hh. A bound below 1 is
+    sufficient for gradients to vanish. A bound above 1 is necessary for them to explode; `gradient_growth` measures
+    whether they do.
 
     Parameters
     ----------
     layer : gpurnn.RNN
         It has one layer and one direction.
     x : (T, B, I) array, optional
-        A run, T and B 1 at least: max |f'| is then taken over its arguments a_t, and the bound holds for this run. Else
-        it is that of all arguments: 1, for the sigmoid 1/4.
+        A run, with T and B of at least 1. Then max |f'| is taken over its arguments a_t, and the bound holds for this
+        run. Without x it is taken over all arguments: 1, for the sigmoid 1/4.
     state
         As in `jacobians`.
 
@@ -210,7 +209,7 @@ def gradient_bound(layer: Recurrent, x: Array | None = None, state: Any = None) 
     Raises
     ------
     ValueError
-        The cell has gates, and so no such bound; or as in `jacobians`.
+        The cell has gates, and so there is no such bound; or as in `jacobians`.
     TypeError
         As in `jacobians`.
 
@@ -256,21 +255,21 @@ class GradientGrowth:
     per_step: float
     """||J_T ... J_1||^(1/T), the geometric mean over the batch: the factor of one step."""
     total: float
-    """||J_T ... J_1||, the geometric mean over the batch: the factor of the whole sequence. Infinite, or 0, where it is
-    beyond float64; ``per_step`` is not."""
+    """||J_T ... J_1||, the geometric mean over the batch: the factor of the whole sequence. It is infinite or 0 if it
+    is beyond float64; ``per_step`` is not."""
     verdict: str
     """"vanishing", "exploding" or "neither"."""
 
 
 def gradient_growth(jacobians: Floats, factor: float = 1000.0) -> GradientGrowth:
-    """Whether gradients vanished or exploded along a sequence, measured by ||ds_T / ds_0|| = ||J_T ... J_1||.
+    """Measure whether gradients vanished or exploded along a sequence, by ||ds_T / ds_0|| = ||J_T ... J_1||.
 
     Parameters
     ----------
     jacobians : (T, B, S, S) NumPy array
-        As `jacobians` returns them; T is 1 at least.
+        The result of `jacobians`; T is at least 1.
     factor : float
-        Above 1. Gradients that shrink by this factor over the sequence vanish, that grow by it explode.
+        Above 1. Gradients that shrink by this factor over the sequence vanish; those that grow by it explode.
 
     Returns
     -------
@@ -307,19 +306,19 @@ class GradientNorms:
     Parameters
     ----------
     every : int
-        Steps between two records.
+        The steps between two records.
 
     Attributes
     ----------
     steps : list of int
-        The steps that were recorded: how many updates came before.
+        The recorded steps: the numbers of earlier updates.
     norms : dict of str to list of float
         ||g||_2 of each parameter at those steps, before any clipping; NaN or infinite where the gradient was.
 
     Raises
     ------
     TypeError, ValueError
-        ``every`` is no whole number of 1 at least.
+        ``every`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -339,7 +338,7 @@ class GradientNorms:
         _checks.attributes(self, _checks.integer_at_least, "every", least=1)
 
     def __call__(self, step: int, params: dict[str, Array], grads: dict[str, Array]) -> None:
-        """Record the gradients before update ``step``, if it is one of those to record."""
+        """Record the gradients before update ``step`` if it is a step to record."""
         if step % self.every:
             return
         self.steps.append(step)
@@ -348,7 +347,7 @@ class GradientNorms:
 
     @property
     def layers(self) -> dict[str, Floats]:
-        """The norm of all gradients of a layer at the recorded steps, by its name; layers of a stack count as such."""
+        """The norm of all gradients of each layer at the recorded steps, by name; each layer of a stack is separate."""
         by_layer: dict[str, Floats] = {}
         for name, norms in self.norms.items():
             owner, _, own = name.rpartition(".")
@@ -366,7 +365,7 @@ def _verdict(growth: float, factor: float) -> str:
 
 
 def _product_norms(where: str, jacobians: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """f and e (T + 1, B) of the norms f 2^e of J_T ... J_{t+1}, which may lie beyond float64."""
+    """f and e (T + 1, B) of the norms f 2^e of J_T ... J_{t+1}, which may be beyond float64."""
     shape = np.shape(jacobians)
     if len(shape) != 4 or shape[2] != shape[3]:
         raise ValueError(f"{where}: jacobians has shape {shape}, expected (T, B, S, S)")

@@ -20,7 +20,7 @@ from ._transition import REACHED, Transition, check_finite, quiet
 Floats = NDArray[np.floating[Any]]
 
 _BLOCKS = 10
-"""Parts of a run whose means are compared for the standard error."""
+"""The number of parts of a run whose means are compared for the standard error."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Map:
     Parameters
     ----------
     step : callable
-        F, from states (B, n) to states (B, n). It may change the array that it is given, a copy.
+        F, from states (B, n) to states (B, n). It may change its argument, which is a copy.
     jacobian : callable
-        From states (B, n) to (B, n, n): entry [b, i, j] is \partial F_i / \partial s_j.
+        Maps states (B, n) to (B, n, n): entry [b, i, j] is \partial F_i / \partial s_j.
     dt : float
-        The time that a step takes, above 0: exponents are per unit of it.
+        The time of a step, above 0: exponents are per unit of time.
 
     Raises
     ------
     TypeError, ValueError
-        ``step`` or ``jacobian`` is no function; dt is not positive and finite.
+        ``step`` or ``jacobian`` is not a function, or dt is not positive and finite.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class Map:
 def runge_kutta(field: Callable[[Array], Array], jacobian: Callable[[Array], Array], dt: float) -> Map:
     r"""The flow ds/dt = f(s) over steps of dt, by the classical Runge-Kutta method of fourth order, as a `Map`.
 
-    Its Jacobian is that of the method, exactly: the variational equation dM/dt = f'(s) M by the very same stages.
+    Its Jacobian is exactly that of the method: the variational equation dM/dt = f'(s) M with the same stages.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def runge_kutta(field: Callable[[Array], Array], jacobian: Callable[[Array], Arr
     dt = _checks.finite(where, "dt", _checks.positive(where, "dt", dt))
 
     def stages(s: Array) -> tuple[list[Array], list[Array]]:
-        """The states at which f is taken, and its values there."""
+        """The states at which f is evaluated, and its values there."""
         at, slopes = [s], [field(s)]
         for part in (0.5, 0.5, 1.0):
             at.append(s + part * dt * slopes[-1])
@@ -130,23 +130,23 @@ def runge_kutta(field: Callable[[Array], Array], jacobian: Callable[[Array], Arr
 
 @dataclass(frozen=True)
 class LyapunovSpectrum:
-    """Lyapunov exponents and how well they are known; see `lyapunov_spectrum`.
+    """Lyapunov exponents and their accuracy; see `lyapunov_spectrum`.
 
     Attributes
     ----------
     exponents : (k,) float64 NumPy array
-        The k largest, in nats per step, or per unit of time of a `Map` with a ``dt``; largest first.
+        The k largest exponents, in nats per step, or per unit of time for a `Map` with a ``dt``; largest first.
     standard_error : (k,) float64 NumPy array
-        For each exponent, from the scatter of the rows and of ten parts of the run. Parts that follow each other are
-        not quite independent. So it is a little too small where they are short. NaN if there is one part only.
+        The standard error of each exponent, from the scatter of the rows and of ten parts of the run. Consecutive parts
+        are not quite independent, so it is a little too small if they are short. NaN if there is only one part.
     history : (m, k) float64 NumPy array
         Estimates from ever longer parts of the run; the last are the exponents.
     times : (m,) float64 NumPy array
-        How long those parts are, in steps or units of time.
+        The lengths of those parts, in steps or units of time.
     size : int
-        n, the number of exponents that there are.
+        n, the total number of exponents.
     unit : {"step", "unit of time"}
-        What exponents are per, and what times are counted in.
+        The unit of the times; exponents are per this unit.
     """
 
     exponents: Floats
@@ -166,10 +166,10 @@ class LyapunovSpectrum:
 
     @property
     def kaplan_yorke_dimension(self) -> float:
-        """j + (lambda_1 + ... + lambda_j) / |lambda_{j+1}|, j the most exponents whose sum is not negative.
+        """j + (lambda_1 + ... + lambda_j) / |lambda_{j+1}|, j the largest number of exponents with a sum of at least 0.
 
-        It is the dimension of the attractor, as Kaplan and Yorke conjectured. NaN if more exponents are needed than
-        were asked for.
+        Kaplan and Yorke conjectured that it is the dimension of the attractor. NaN if it needs more exponents than were
+        computed.
         """
         sums = np.cumsum(self.exponents)
         j = int((sums >= 0).sum())
@@ -194,33 +194,33 @@ def lyapunov_spectrum(
 
     lambda_i = lim 1/T log sigma_i(J_T ... J_1). Vectors are pulled back through the run, v <- J_t^T v, by the layer's
     own backpropagation through time, and made orthonormal again by a QR decomposition after each interval; the
-    logarithms of the diagonal of R add up to the exponents. Those of the transposed product are the same.
+    logarithms of the diagonal of R add up to the exponents. The transposed product has the same exponents.
 
-    They are those of this network. Where theory speaks of random weights, W ~ N(0, g^2/N) with N to infinity, networks
-    of finite N scatter round less than it says: of tanh networks of N = 1000 at g = 1.5 the largest exponent lay within
-    2% of mean-field theory in eight of sixteen, and 2 to 29% below in the others; at g = 2 and 3 all lay about 0 to 2%
-    below.
+    The exponents are those of this particular network. Theory treats random weights, W ~ N(0, g^2/N), in the limit of
+    infinite N. Networks of finite N scatter about values below the theory's: for tanh networks of N = 1000 at g = 1.5
+    the largest exponent was within 2% of mean-field theory in eight of sixteen, and 2 to 29% below it in the others; at
+    g = 2 and 3 all were about 0 to 2% below.
 
     Parameters
     ----------
     system : RNN, LSTM or GRU, or Map
-        A layer of one layer and direction; `parts` takes a stack apart.
+        A single layer in one direction; `parts` splits a stack.
     x : (T, B, I) array, optional
-        What drives a layer, time-major. None: it is autonomous, with an input of zero.
+        The input that drives a layer, time-major. With None the layer is autonomous, with an input of zero.
     state : array, optional
-        The initial state. Of a layer (1, B, H), for the LSTM a pair (h, c) of such arrays; zero by default if it is
-        driven, else 8 rows of normal numbers. Of a `Map` (B, n). The exponents are means over the rows.
+        The initial state. For a layer (1, B, H), for the LSTM a pair (h, c) of such arrays; by default zero if it is
+        driven, else 8 rows of normal numbers. For a `Map` (B, n). The exponents are means over the rows.
     steps : int
-        Steps that are averaged over; for a driven layer those that x has, less the transients.
+        The steps to average over; for a driven layer, the steps of x less the transients.
     exponents : int, optional
-        k, how many of the largest to find; None for all. Each step takes k rows of the backward pass.
+        k, how many of the largest exponents to find; None for all. Each step takes k rows of the backward pass.
     transient : int, optional
-        Steps before those that are averaged over, in which the state reaches its attractor, and as many behind them, in
-        which the vectors turn to their directions; a tenth of T or of ``steps`` by default.
+        The steps before those of the average, in which the state reaches its attractor, and the same number after them,
+        in which the vectors turn to their directions; a tenth of T or of ``steps`` by default.
     interval : int
-        Steps between two QR decompositions; fewer where a perturbation would leave the range of the dtype between them.
-        A larger interval takes less time. The largest exponent is right with any interval. Another exponent is right
-        only if it lies within far less than -ln(epsilon) / interval of the largest (36 / interval in float64): beyond
+        The steps between two QR decompositions; fewer are used if a perturbation would leave the range of the dtype. A
+        larger interval takes less time. The largest exponent is right with any interval. Another exponent is right only
+        if its distance from the largest is far less than -ln(epsilon) / interval (36 / interval in float64): beyond
         that the vectors are parallel up to rounding.
     rng : int or numpy.random.Generator
         Where the vectors, and the rows of an autonomous layer, come from.
@@ -232,7 +232,7 @@ def lyapunov_spectrum(
     Raises
     ------
     TypeError, ValueError
-        ``system`` is neither a layer of one layer and direction nor a `Map`; arrays or numbers do not fit; a parameter,
+        ``system`` is neither a single layer in one direction nor a `Map`; arrays or numbers do not fit; or a parameter,
         ``x``, a state or a Jacobian is NaN or infinite: a run that goes to infinity has no exponents in floating point.
 
     References
@@ -311,9 +311,9 @@ def lyapunov_spectrum(
 def _pulled(
     where: str, orbit: _MapOrbit | _LayerOrbit, s: Array, span: range, vectors: Array
 ) -> tuple[Array, list[tuple[range, Floats]]]:
-    """Orthonormal ``vectors`` (B, n, k) at the end of a span as those at its beginning, in s, and their growths (B, k).
+    """Pull orthonormal ``vectors`` (B, n, k) back over a span to its beginning at s; also return their growths (B, k).
 
-    The span is halved where they leave the range of the dtype in it; the growths are of its parts, the last first.
+    If they leave the range of the dtype, the span is halved; the growths are those of its parts, the last part first.
     """
     xp = _dispatch.namespace(where, vectors=vectors)
     pulled, r = xp.linalg.qr(xp.matrix_transpose(orbit.pull(s, span, xp.matrix_transpose(vectors))))
@@ -335,10 +335,10 @@ def _spans(start: int, stop: int, length: int) -> Iterator[range]:
 
 
 def _summed(growths: Floats, spans: list[range], dt: float, size: int) -> LyapunovSpectrum:
-    """The exponents from what vectors grew by in each span, (m, B, k)."""
+    """The exponents, from the growths of the vectors in each span, (m, B, k)."""
     with np.errstate(
         divide="ignore"
-    ):  # a perturbation that a step wipes out, as dead units do, grows by minus infinity
+    ):  # if a step erases a perturbation, as dead units do, its log growth is minus infinity
         logarithms = np.log(growths.astype(np.float64))
     times = dt * np.array([len(span) for span in spans])
     reached = np.cumsum(times)
@@ -347,14 +347,14 @@ def _summed(growths: Floats, spans: list[range], dt: float, size: int) -> Lyapun
     means = np.concatenate([logarithms[part].sum(axis=0) / times[part].sum() for part in parts])
     with np.errstate(invalid="ignore"):
         error = means.std(axis=0, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else np.full(means.shape[1], np.nan)
-    # A short run can find them out of order.
+    # A short run may find them out of order.
     order = np.argsort(-history[-1], kind="stable")
     unit = "step" if dt == 1 else "unit of time"
     return LyapunovSpectrum(history[-1, order], error[order], history[:, order], reached, size, unit)
 
 
 class _MapOrbit:
-    """States of a map, and vectors pulled back through its Jacobians."""
+    """The states of a map, and vectors pulled back through its Jacobians."""
 
     length = None
 
@@ -379,7 +379,7 @@ class _MapOrbit:
         return new
 
     def _check(self, name: str, made: Array, s: Array, shape: tuple[int, ...], symbols: str) -> None:
-        """Reject what a function of the map makes of states if it is no array of their library and of this shape."""
+        """Reject the result of a function of the map unless it is an array of the states' library and this shape."""
         _checks.given(self.where, **{name: made})
         _dispatch.namespace(self.where, **{"state": s, name: made})
         _checks.shape(self.where, name, made, shape, symbols)
@@ -399,7 +399,7 @@ class _MapOrbit:
 
 
 class _LayerOrbit:
-    """States of a layer, and vectors pulled back by its backpropagation through time."""
+    """The states of a layer, and vectors pulled back by its backpropagation through time."""
 
     dt = 1.0
 
@@ -415,7 +415,7 @@ class _LayerOrbit:
                 self.x = transition.silence(8)
             else:
                 states = unpack_state(where, transition.cell, "state", state).values()
-                # Of another shape it is rejected below.
+                # A state of another shape is rejected below.
                 rows = next((s.shape[1] for s in states if s is not None and getattr(s, "ndim", 0) == 3), 1)
                 self.x, self.state = transition.sequence(transition.silence(rows), state)
         else:
@@ -423,7 +423,7 @@ class _LayerOrbit:
             self.length = self.x.shape[0]
 
     def inputs(self, span: range, copies: int) -> Array:
-        """Those of the span, each row as often as there are ``copies`` of it."""
+        """The inputs of the span, with ``copies`` of each row."""
         x = self.xp.repeat(self.x, len(span), axis=0) if self.length is None else self.x[span.start : span.stop, ...]
         return self.xp.repeat(x, copies, axis=1)
 

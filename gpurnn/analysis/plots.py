@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 _LARGEST = 1e200
-"""The most that is drawn: the ticks of a logarithmic axis lie so far beyond its ends that they overflow above it."""
+"""The largest value that is drawn: above it, ticks of a logarithmic axis, which reach beyond its ends, overflow."""
 
 _PLURAL = {"step": "steps", "unit of time": "units of time"}
 
 
 def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
-    """How large gradients are at each step back in time, on a logarithmic axis.
+    """Draw how large gradients are at each step back in time, on a logarithmic axis.
 
-    The line is the geometric mean over the batch, the band from its smallest to its largest. Zeros are left out,
-    and steps at which one of the batch is above 1e200, infinite or NaN. The legend counts these steps.
+    The line is the geometric mean over the batch, the band goes from the smallest to the largest norm. Zeros are left
+    out, and so are steps at which a norm is above 1e200, infinite or NaN. The legend counts these steps.
 
     Parameters
     ----------
     norms : dict of str to (T + 1,) or (T + 1, B) arrays
-        By what the legend calls them: `product_norms`, or norms of `state_gradients`, for t = 0 ... T.
+        `product_norms`, or norms of `state_gradients`, for t = 0 ... T, by their names in the legend.
     path : path, optional
         Where to write the picture; its suffix says the format.
     ax : matplotlib.axes.Axes, optional
@@ -86,12 +86,12 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
 
 
 def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -> NDArray[Any]:
-    """Eigenvalues in the complex plane with the unit circle, inside of which they shrink what they multiply.
+    """Draw eigenvalues in the complex plane with the unit circle; an eigenvalue inside it shrinks its eigenvector.
 
     Parameters
     ----------
     spectra : dict of str to Spectrum
-        A panel for each, such as of `gpurnn.analysis.spectra`.
+        Spectra such as those of `gpurnn.analysis.spectra`, a panel for each.
     path : path, optional
         Where to write the picture; its suffix says the format.
 
@@ -136,12 +136,12 @@ def eigenvalues(spectra: Mapping[str, Spectrum], path: PathLike | None = None) -
 
 
 def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
-    """Singular values, the largest first, with the line at 1, above which a direction is lengthened.
+    """Draw singular values, largest first, with a line at 1, above which a direction is lengthened.
 
     Parameters
     ----------
     spectra : dict of str to Spectrum
-        A line for each.
+        The spectra, a line for each.
     path : path, optional
         Where to write the picture; its suffix says the format.
     ax : matplotlib.axes.Axes, optional
@@ -187,7 +187,7 @@ def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = Non
 def fixed_points(
     points: FixedPoints, path: PathLike | None = None, *, states: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """Fixed points, stable or not, in the plane in which they and the states of a run vary most, and their eigenvalues.
+    """Draw fixed points in the plane in which they and the states of a run vary most, and their eigenvalues.
 
     Parameters
     ----------
@@ -195,8 +195,8 @@ def fixed_points(
     path : path, optional
         Where to write the picture; its suffix says the format.
     states : (..., S) NumPy array, optional
-        States of a run, drawn behind the fixed points. Of an array (T, B, S), as a layer returns it, lines join the
-        steps of each row: the flow.
+        The states of a run, drawn behind the fixed points. For an array (T, B, S), as a layer returns it, lines join
+        the steps of each row: the flow.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def fixed_points(
     ImportError
         matplotlib is not installed.
     ValueError
-        There is no fixed point, or ``states`` has other states.
+        There is no fixed point, or ``states`` has states of another size.
 
     Examples
     --------
@@ -224,7 +224,7 @@ def fixed_points(
     run = np.empty((0, S)) if states is None else states.reshape(-1, *states.shape[-1:])
     if run.shape[1] != S:
         raise ValueError(f"{where}: states holds states of {run.shape[1]} numbers, expected (..., S) with S = {S}")
-    # Principal components of all points; of a state of one unit there is one.
+    # The principal components of all points; a state of one unit has only one.
     every = np.concatenate([points.states, run]).astype(float)
     centre = every.mean(axis=0)
     _, spread, axes_of = np.linalg.svd(every - centre, full_matrices=False)
@@ -270,12 +270,12 @@ def fixed_points(
 
 
 def gradient_norms(record: GradientNorms, path: PathLike | None = None, *, ax: Axes | None = None) -> Axes:
-    """The norm of each layer's gradient over the training steps, on a logarithmic axis.
+    """Draw the norm of each layer's gradient over the training steps, on a logarithmic axis.
 
     Parameters
     ----------
     record : GradientNorms
-        What a `gpurnn.Trainer` called with its gradients.
+        The object that a `gpurnn.Trainer` called with its gradients.
     path : path, optional
         Where to write the picture; its suffix says the format.
     ax : matplotlib.axes.Axes, optional
@@ -319,19 +319,19 @@ def gradient_norms(record: GradientNorms, path: PathLike | None = None, *, ax: A
 
 
 def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None, *, row: int = 0) -> NDArray[Any]:
-    """Values of hidden units over time as heat maps: a line for each unit, a column for each step.
+    """Draw the values of hidden units over time as heat maps: a row for each unit, a column for each step.
 
-    Values in 0 ... 1, those of sigmoid gates, are dark where they are 0 and light where they are 1. Others have two
-    colours, which meet at 0.
+    Values in 0 ... 1, such as those of sigmoid gates, are dark at 0 and light at 1. Other values have two colours,
+    which meet at 0.
 
     Parameters
     ----------
     values : dict of str to (T, H) or (T, B, H) arrays
-        A panel for each, as of `gpurnn.analysis.gates`.
+        Values such as those of `gpurnn.analysis.gates`, a panel for each.
     path : path, optional
         Where to write the picture; its suffix says the format.
     row : int
-        Which row of a batch is drawn.
+        The row of a batch to draw.
 
     Returns
     -------
@@ -387,12 +387,12 @@ def activations(values: Mapping[str, NDArray[Any]], path: PathLike | None = None
 
 
 def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) -> NDArray[Any]:
-    """Histograms of the values of gates and activations, with the shares that are saturated.
+    """Draw histograms of the values of gates and activations, with the saturated shares.
 
     Parameters
     ----------
     gates : dict of str to GateActivity
-        A panel for each, as of `gpurnn.analysis.activity`.
+        The result of `gpurnn.analysis.activity`; a panel for each gate.
     path : path, optional
         Where to write the picture; its suffix says the format.
 
@@ -429,12 +429,12 @@ def saturation(gates: Mapping[str, GateActivity], path: PathLike | None = None) 
 
 
 def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) -> NDArray[Any]:
-    """Lyapunov exponents, the largest first, and how the estimates of the first of them settled along the run.
+    """Draw Lyapunov exponents, largest first, and how the estimates of the first few converged along the run.
 
     Parameters
     ----------
     spectrum : LyapunovSpectrum
-        Bars and bands are of one standard error. Exponents of minus infinity are left out.
+        The exponents. Bars and bands show one standard error. Exponents of minus infinity are left out.
     path : path, optional
         Where to write the picture; its suffix says the format.
 
@@ -488,19 +488,19 @@ def cost(
     steps: Sequence[int] = (64, 128, 256, 512, 1024, 2048, 4096),
     k: int | None = 64,
 ) -> NDArray[Any]:
-    """Flops, bytes moved and memory of inference, BPTT and truncated BPTT against the length of the sequences.
+    """Draw flops, bytes moved and memory of inference, BPTT and truncated BPTT over the length of the sequences.
 
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
     B : int
-        Sequences of a batch.
+        The sequences of a batch.
     path : path, optional
         Where to write the picture; its suffix says the format.
     steps : sequence of int
-        The lengths T, rising.
+        The lengths T, in ascending order.
     k : int, optional
-        The steps of a window of truncated BPTT; a T that is shorter has one of its own length. None leaves it out.
+        The steps of a window of truncated BPTT; at most T are used. None leaves it out.
 
     Returns
     -------
@@ -511,7 +511,7 @@ def cost(
     ImportError
         matplotlib is not installed.
     TypeError, ValueError
-        As of `gpurnn.analysis.complexity`; or ``steps`` is empty.
+        As in `gpurnn.analysis.complexity`; or ``steps`` is empty.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The diagnosis of a trained language model: what `gpurnn diagnose` says and draws."""
+"""The diagnosis of a trained language model: the text and pictures of `gpurnn diagnose`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Finding:
     verdict : {"good", "watch", "bad"}
         "watch" is a finding that harms some uses and not others.
     meaning : str
-        Its meaning, in a sentence.
+        The meaning of the finding, in a sentence.
     advice : str
-        What to try; empty where nothing needs it.
+        What to try; empty if nothing needs to be done.
     values : dict
-        The numbers, as JSON can hold them.
+        The numbers, in a JSON-compatible form.
     """
 
     where: str
@@ -55,7 +55,7 @@ class Finding:
 
 
 class _Findings(list[Finding]):
-    """The findings so far, each said as it is made."""
+    """The findings so far; each is reported as it is added."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -84,24 +84,24 @@ def diagnose(
     starts: int = 8,
     say: Callable[[str], None] = print,
 ) -> list[Finding]:
-    """Say how the recurrent layers of a language model behave on a text, what is good or bad in it, and draw it.
+    """Report how the recurrent layers of a language model behave on a text, what is good or bad, and draw it.
 
-    It is computed in float64, whatever the model's dtype: gradients that vanish are small numbers.
+    It is computed in float64, whatever the model's dtype, because vanishing gradients are small numbers.
 
     Parameters
     ----------
     model : LanguageModel
-        With NumPy arrays.
+        A model with NumPy arrays.
     tokens : (T + 1,) integer array
-        The text: T steps and what follows the last. T is 1 at least.
+        The text: T steps and the token after the last. T is at least 1.
     directory : path
-        Where the pictures go; it exists.
+        An existing directory for the pictures.
     history : list of dict
-        The metrics of the training, as of `gpurnn.Trainer`; may be empty.
+        The metrics of the training, such as those of `gpurnn.Trainer`; may be empty.
     starts : int
-        States from which fixed points are looked for.
+        The number of states from which to search for fixed points.
     say : callable
-        Is given the lines of the report.
+        It is called with each line of the report.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def diagnose(
     for layer in layers.values():
         y, _ = layer(inputs[-1])
         inputs.append(y + inputs[-1] if _skips(stack, layer) else y)
-    # That of the last prediction alone, so that what is left of it at each step back is seen.
+    # The gradient of the last prediction alone, to see how much of it remains at each earlier step.
     dy = np.zeros_like(inputs[-1])
     _, dy[-1:], _ = model._loss_of_rows(inputs[-1][-1:], np.asarray(tokens[-1:])[:, None], None)
     gradients = {}
@@ -168,7 +168,7 @@ def _summary(findings: list[Finding], say: Callable[[str], None]) -> None:
 def _training(
     history: list[dict[str, Any]], model: LanguageModel, findings: _Findings, say: Callable[[str], None]
 ) -> None:
-    """Whether the model has learnt, and whether it has learnt its text by heart."""
+    """Report whether the model has learnt, and whether it has learnt its text by heart."""
     training = [record["loss"] for record in history if "loss" in record]
     validation = [record["validation_loss"] for record in history if "validation_loss" in record]
     if not training:
@@ -207,14 +207,14 @@ def _training(
 
 
 def _norms(vectors: Floats) -> Floats:
-    """||v|| over the last axis, where its square too may be beyond float64."""
+    """||v|| over the last axis, even if its square is beyond float64."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
     norms: Floats = largest[..., 0] * np.linalg.norm(vectors / np.where(largest > 0, largest, 1), axis=-1)
     return norms
 
 
 def _skips(stack: Recurrent, layer: Recurrent) -> bool:
-    """Whether the stack adds the input of this layer of it to its output."""
+    """Whether the stack adds this layer's input to its output."""
     return stack.residual and layer.input_size == layer.hidden_size
 
 
@@ -233,7 +233,7 @@ def _layer(
     say: Callable[[str], None],
     findings: _Findings,
 ) -> Floats:
-    """Say and draw what one layer does; returns ||ds_T / ds_t||."""
+    """Report and draw the behaviour of one layer; return ||ds_T / ds_t||."""
     J = jacobians(layer, x)
     growth = gradient_growth(J)
     total = f"{growth.total:.3g}"
@@ -290,7 +290,7 @@ def _layer(
 
 
 def _gradients(name: str, layer: Recurrent, verdict: str, per_step: float, steps: int, findings: _Findings) -> None:
-    # After so many steps a hundredth of the gradient is left.
+    # After this number of steps a hundredth of the gradient remains.
     reach = math.log(0.01) / math.log(per_step) if 0 < per_step < 1 else math.inf
     values = {"per_step": per_step, "steps": steps, "reach": reach}
     gated = "train longer and with a larger --window; more layers do not help here"

@@ -1,4 +1,4 @@
-"""The largest Lyapunov exponent of a measured series, by how neighbouring stretches of it part."""
+"""The largest Lyapunov exponent of a measured series, from the divergence of neighbouring stretches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models.examples import numbers
 
 @dataclass(frozen=True)
 class Divergence:
-    """How neighbouring stretches of a series part with time; see `divergence`.
+    """How neighbouring stretches of a series diverge with time; see `divergence`.
 
     Attributes
     ----------
@@ -24,14 +24,14 @@ class Divergence:
     log_distances : (K + 1,) float64 array
         The mean logarithm of the distance after each time, in nats.
     exponent : float
-        The slope of the line through the part of the curve that was fitted, in nats per unit of time.
+        The slope of the line through the fitted part of the curve, in nats per unit of time.
     standard_error : float
-        The error of the slope, from the scatter of the curve about its line. It is a lower bound, since points of a
+        The error of the slope, from the scatter of the curve about its line. It is a lower bound, because points of a
         curve are not independent. NaN for two points.
     fit : pair of int
         The first and the last step of the fitted part.
     pairs : int
-        Reference points that have neighbours.
+        The number of reference points that have neighbours.
     """
 
     times: NDArray[np.float64]
@@ -59,18 +59,18 @@ def divergence(
     fit: tuple[int, int] | None = None,
     dt: float = 1.0,
 ) -> Divergence:
-    r"""The largest Lyapunov exponent of the system that a series was measured of, without its equations.
+    r"""Estimate the largest Lyapunov exponent of a system from a measured series, without its equations.
 
     The series is embedded: s_t = (x_t, x_{t-\tau}, ..., x_{t-(m-1)\tau}) stands for the unknown state. Two stretches
-    that begin close to each other part as exp(\lambda k dt) at first. So \lambda is the slope of
-    S(k), the mean of ln d_t(k) over t, over the steps k in which this curve is straight. Look at the curve: it bends
-    at first, while the distance turns into the direction that grows most, and ends flat, as large as the attractor. A
-    distance of zero has no logarithm and is left out of the mean.
+    that begin close to each other diverge like exp(\lambda k dt) at first. So \lambda is the slope of S(k), the mean of
+    ln d_t(k) over t, over the steps k in which this curve is straight. Look at the curve: it bends at first, while the
+    distance turns into the direction that grows most, and becomes flat when the distance is as large as the attractor.
+    A distance of zero has no logarithm and is left out of the mean.
 
     Parameters
     ----------
     series : (T,) or (T, F) array
-        The measurements, at equal distances in time. A list or a series of another library will do.
+        The measurements, at equal intervals of time. It may also be a list, or a series of another library.
     steps : int
         K, how long to follow neighbours.
     dimension : int
@@ -78,11 +78,11 @@ def divergence(
     delay : int
         \tau, in steps.
     window : int
-        Neighbours are more than so many steps apart in time; at least one mean period of a flow.
+        Neighbours are more than this number of steps apart in time; for a flow, use at least one mean period.
     radius : float, optional
-        None: d_t(k) is the Euclidean distance of s_{t+k} to what became of the nearest neighbour of s_t
-        (Rosenstein et al.). A number: the mean of \|x_{t+k} - x_{j+k}\| over all neighbours j that are within this
-        distance of s_t (Kantz), which averages noise out.
+        With None, d_t(k) is the Euclidean distance between s_{t+k} and the state k steps after the nearest neighbour of
+        s_t (Rosenstein et al.). With a number, it is the mean of \|x_{t+k} - x_{j+k}\| over all neighbours j within
+        this distance of s_t (Kantz), which averages out noise.
     fit : pair of int, optional
         The first and the last step of the line; (0, steps) by default.
     dt : float
@@ -95,7 +95,7 @@ def divergence(
     Raises
     ------
     TypeError, ValueError
-        The series holds no finite numbers or is too short, no point has a neighbour, all neighbours come to coincide,
+        The series is not all finite numbers or is too short, no point has a neighbour, all neighbours come to coincide,
         or an option is out of its range.
 
     References
@@ -133,7 +133,7 @@ def divergence(
     # Squares of distances must neither overflow nor underflow. A power of two rounds nothing.
     power = int(np.frexp(np.abs(values).max())[1])
     values = np.ldexp(values, -power)
-    # The newest measurement is the last column, so that it is where the future of a point is looked up.
+    # The newest measurement is in the last columns, so row t + k is the future of row t.
     states = np.concatenate([values[i * delay : len(values) - span + i * delay] for i in range(dimension)], axis=1)
     logs, pairs = (
         _nearest(where, states, count, steps, window)

@@ -15,11 +15,11 @@ from ..layers.recurrent import Recurrent
 from ._transition import Transition, check_finite
 
 _HALVINGS = 8
-"""How often a step of Newton's is halved."""
+"""How often a Newton step is halved."""
 _STEPS = 20
-"""Steps of the network that are taken where none of Newton's helps."""
+"""The network's own steps that are taken if no Newton step helps."""
 _BETWEEN = np.linspace(0, 1, 9)[1:-1, None]
-"""Where between two states it is asked whether all are fixed."""
+"""The points between two states at which to test whether all states are fixed."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Spectrum:
     """The eigenvalues and the singular values of a square matrix W (n, n)."""
 
     eigenvalues: NDArray[np.complexfloating[Any]]
-    """(n,) complex, the largest magnitude first."""
+    """(n,) complex, largest magnitude first."""
     singular_values: NDArray[np.floating[Any]]
-    """(n,), the largest first."""
+    """(n,), largest first."""
 
     @property
     def radius(self) -> float:
@@ -38,7 +38,7 @@ class Spectrum:
 
     @property
     def norm(self) -> float:
-        """The spectral norm, the largest singular value: the most by which W lengthens a vector at once."""
+        """The spectral norm, the largest singular value: the most by which W lengthens a vector in one step."""
         return float(self.singular_values[0])
 
 
@@ -48,7 +48,7 @@ def spectrum(matrix: Array) -> Spectrum:
     Parameters
     ----------
     matrix : (n, n) array
-        float32 or float64, finite; n is 1 at least.
+        float32 or float64, finite; n is at least 1.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def spectrum(matrix: Array) -> Spectrum:
     Raises
     ------
     TypeError, ValueError
-        ``matrix`` is no such array.
+        ``matrix`` is not such an array.
 
     Examples
     --------
@@ -77,12 +77,12 @@ def spectrum(matrix: Array) -> Spectrum:
 
 
 def spectra(layer: Recurrent) -> dict[str, Spectrum]:
-    """The spectrum of W_hh, of each gate's block of it.
+    """The spectrum of each gate's block of W_hh.
 
     Parameters
     ----------
     layer : gpurnn.RNN, gpurnn.LSTM or gpurnn.GRU
-        It has one layer and one direction; `parts` takes a stack apart.
+        It has one layer and one direction; `parts` splits a stack.
 
     Returns
     -------
@@ -108,24 +108,24 @@ def spectra(layer: Recurrent) -> dict[str, Spectrum]:
 
 @dataclass(frozen=True)
 class FixedPoints:
-    """The n fixed points that were found, that of the most starts first."""
+    """The n fixed points that were found, ordered by the number of starts that led to them."""
 
     states: NDArray[np.floating[Any]]
     """(n, S): s* = F(x, s*). s = h, for the LSTM s = [h; c]."""
     eigenvalues: NDArray[np.complexfloating[Any]]
-    """(n, S) complex, of the Jacobian at each, the largest magnitude first."""
+    """(n, S) complex: the eigenvalues of the Jacobian at each point, largest magnitude first."""
     residuals: NDArray[np.floating[Any]]
     """(n,): ||F(x, s*) - s*||_2."""
     starts: NDArray[np.integer[Any]]
-    """(n,): how many starts led there."""
+    """(n,): how many starts led to each point."""
     failed: int
-    """How many starts led to none."""
+    """How many starts led to no fixed point."""
 
     @property
     def stable(self) -> NDArray[np.bool_]:
-        """(n,): whether all eigenvalues lie inside the unit circle, so that nearby states are drawn in.
+        """(n,): whether all eigenvalues are inside the unit circle, so that the point attracts nearby states.
 
-        It says nothing about a degenerate point, one with an eigenvalue of 1 up to the accuracy of the point.
+        This is not meaningful for a degenerate point, one with an eigenvalue of 1 up to the accuracy of the point.
         """
         inside: NDArray[np.bool_] = np.abs(self.eigenvalues[:, 0]) < 1
         return inside
@@ -144,13 +144,13 @@ def fixed_points(
 ) -> FixedPoints:
     """Fixed points of the state under a constant input: h* = f(W_ih x + b_ih + W_hh h* + b_hh), of any cell.
 
-    Newton's method, s <- s - (J - 1)^-1 (F(s) - s), from many starts at once, each step halved until the residual
-    falls. Where none makes it fall, the network itself takes steps, s <- F(s). What is found is fixed to rounding; that
-    nothing else exists is not proved.
+    Newton's method, s <- s - (J - 1)^-1 (F(s) - s), runs from many starts at once. Each step is halved until the
+    residual falls. If no step makes it fall, the network itself takes steps, s <- F(s). The points found are fixed to
+    rounding; there may be others.
 
     Near a degenerate point, where J has an eigenvalue of 1, all states are fixed to rounding: for h = tanh(h), whose
-    residual is h^3 / 3, those of magnitude below the cube root of epsilon. They count as one, and it is known no better
-    than that. A continuum of fixed points, such as a line, is found as points of it.
+    residual is h^3 / 3, all states of magnitude below the cube root of epsilon. They count as one point, whose position
+    is known no better than that. Of a continuum of fixed points, such as a line, some points are found.
 
     Parameters
     ----------
@@ -159,8 +159,8 @@ def fixed_points(
     x : (I,) array, optional
         The input at every step; zero by default.
     starts : int or (n, S) array
-        How many states to start from: zero and others uniform in [-1, 1]^S. Or those states; S = H, for the LSTM 2H,
-        s = [h; c].
+        The number of states to start from: zero, and others uniform in [-1, 1]^S. Or the states themselves. S = H; for
+        the LSTM S = 2H, s = [h; c].
     iterations : int
         The most steps from a start.
     rng : int or numpy.random.Generator
@@ -169,9 +169,9 @@ def fixed_points(
     Returns
     -------
     FixedPoints
-        Two are the same if they are closer than sqrt(epsilon) (1 + ||s||), epsilon that of the layer's dtype: a layer
-        of float64 tells more apart. So are two closer than epsilon^(1/4) (sqrt(S) + ||s||) between which all is fixed
-        to rounding.
+        Two points count as one if they are closer than sqrt(epsilon) (1 + ||s||), with epsilon of the layer's dtype: in
+        float64 more points are distinguished. So do two points closer than epsilon^(1/4) (sqrt(S) + ||s||) if all
+        states between them are fixed to rounding.
 
     Raises
     ------
@@ -218,10 +218,10 @@ def fixed_points(
         s = _dispatch.to_numpy(states)
 
     epsilon = float(np.finfo(dtype).eps)
-    with np.errstate(over="ignore", invalid="ignore"):  # a start that goes to infinity is one that fails
+    with np.errstate(over="ignore", invalid="ignore"):  # a start that goes to infinity fails
         s, residuals = _newton(transition, x, s, iterations, epsilon)
     converged = np.flatnonzero(residuals <= _rounding(s, epsilon))
-    # The best of each cluster stands for it.
+    # The best point of each cluster represents it.
     chosen: list[int] = []
     led: list[int] = []
     for k in converged[np.argsort(residuals[converged], kind="stable")]:
@@ -277,7 +277,7 @@ def _newton(
                 break
         ended = ~moved & (residuals[active] <= _rounding(s[active], epsilon))
         stuck = active[~moved & ~ended]
-        # No step leads down: steps of the network itself lead towards what is stable.
+        # No step reduces the residual: the network's own steps lead towards stable states.
         for _ in range(_STEPS if len(stuck) else 0):
             s[stuck], _ = _at(transition, x, s[stuck])
         residuals[stuck] = np.inf
@@ -286,7 +286,7 @@ def _newton(
 
 
 def _same(transition: Transition, x: Array, s: NDArray[Any], others: NDArray[Any], epsilon: float) -> NDArray[np.bool_]:
-    """Which of ``others`` (n, S), all fixed to rounding, are the same point as s (S,)."""
+    """Which of ``others`` (n, S), all fixed to rounding, count as the same point as s (S,)."""
     distance, size = np.linalg.norm(others - s, axis=1), float(np.linalg.norm(s))
     same: NDArray[np.bool_] = distance <= np.sqrt(epsilon) * (1 + size)
     for k in np.flatnonzero(~same & (distance <= epsilon**0.25 * (np.sqrt(len(s)) + size))):
@@ -299,13 +299,13 @@ def _same(transition: Transition, x: Array, s: NDArray[Any], others: NDArray[Any
 def _solve(matrices: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
     try:
         solutions = np.linalg.solve(matrices, vectors[:, :, None])
-    except np.linalg.LinAlgError:  # one of them is singular: the shortest step that does most
+    except np.linalg.LinAlgError:  # a matrix is singular: take the shortest least-squares step
         solutions = np.linalg.pinv(matrices) @ vectors[:, :, None]
     return solutions[:, :, 0]
 
 
 def _at(transition: Transition, x: Array, s: NDArray[Any], jacobian: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
-    """F(x, s) of states (n, S), and the Jacobians (n, S, S) if asked for, on the host."""
+    """F(x, s) for states (n, S), and the Jacobians (n, S, S) if ``jacobian``, on the host."""
     xp = transition.xp
     rows, states = xp.tile(x, (len(s), 1)), _dispatch.from_numpy(xp, s)
     if not jacobian:
@@ -315,12 +315,12 @@ def _at(transition: Transition, x: Array, s: NDArray[Any], jacobian: bool = Fals
 
 
 def _rounding(s: NDArray[Any], epsilon: float) -> NDArray[Any]:
-    """The residual (n,) that is zero to rounding at states (n, S)."""
+    """The residuals (n,) up to which states (n, S) count as fixed to rounding."""
     bound: NDArray[Any] = 10 * np.sqrt(s.shape[1]) * epsilon * (1 + np.linalg.norm(s, axis=1))
     return bound
 
 
 def _by_magnitude(eigenvalues: NDArray[Any]) -> NDArray[Any]:
-    """In the order of their magnitude, of a complex dtype also if all are real."""
+    """Sort eigenvalues by magnitude, largest first, and make them complex even if all are real."""
     complex_ = eigenvalues.astype(np.result_type(eigenvalues.dtype, np.complex64))
     return complex_[np.argsort(-np.abs(complex_), kind="stable")]

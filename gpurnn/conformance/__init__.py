@@ -1,24 +1,24 @@
-"""Whether a kernel of a recurrent layer computes what it should, and what it does not support.
+"""Check whether a kernel of a recurrent layer computes correctly, and which options it supports.
 
-Anyone's kernel is run, from any array library, against what PyTorch computed in float64, the definition in float64,
-central differences, properties that hold for every recurrence, awkward shapes and bad input. The report says for each
-option what the kernel does: `run` in Python, ``python -m gpurnn.conformance torch.nn.LSTM`` on the command line.
+It checks any kernel, of any array library, against PyTorch's results in float64, the definition in float64, central
+differences, properties that hold for every recurrence, awkward shapes and bad input. The report has a line for each
+option. Use `run` in Python, or ``python -m gpurnn.conformance torch.nn.LSTM`` on the command line.
 
 A kernel is a function of one layer in one direction::
 
     y, state = kernel(x, weights, state, lengths=..., resets=..., **options)
 
 ``x`` is (T, B, I). ``weights`` is a dict of ``weight_ih`` (G*H, I), ``weight_hh`` (G*H, H) and, if there are biases,
-``bias_ih`` and ``bias_hh`` (G*H,), with the gates in PyTorch's order; with peepholes, layer norm or a projection also
-those of `gpurnn.lstm` and its kin, and the option that they mean, ``peephole=True``, by keyword. Those of the cells
-"indrnn", "mingru" and "minlstm" are the parameters of `gpurnn.indrnn`, `gpurnn.mingru` and `gpurnn.minlstm`. ``state``
-is h (B, H), for an LSTM the pair (h, c), or None. ``lengths`` (B,), ``resets`` (T, B) and the options of the cell,
-those of `gpurnn.lstm` and its kin, are passed where they are tested. An argument that the kernel does not take, or a
-NotImplementedError, is reported as not supported. Gradients are those of PyTorch's or JAX's automatic differentiation,
-or of ``kernel.vjp``, which takes the same arguments and returns ``((y, state), pullback)``, with ``pullback((dy,
-dstate))`` returning ``((dx, dstate0), dweights)``.
+``bias_ih`` and ``bias_hh`` (G*H,), with the gates in PyTorch's order. With peepholes, layer norm or a projection it
+also has their parameters, as in `gpurnn.lstm` and the like, and the option that they imply, such as ``peephole=True``,
+is passed by keyword. For the cells "indrnn", "mingru" and "minlstm" it has the parameters of `gpurnn.indrnn`,
+`gpurnn.mingru` and `gpurnn.minlstm`. ``state`` is h (B, H), for an LSTM the pair (h, c), or None. ``lengths`` (B,),
+``resets`` (T, B) and the options of the cell, as in `gpurnn.lstm` and the like, are passed where they are tested. An
+argument that the kernel does not take, or a NotImplementedError, is reported as not supported. Gradients come from
+PyTorch's or JAX's automatic differentiation, or from ``kernel.vjp``, which takes the same arguments and returns
+``((y, state), pullback)``; ``pullback((dy, dstate))`` returns ``((dx, dstate0), dweights)``.
 
-FlashRNN takes W_ih x and its own order of axes, and one bias::
+FlashRNN takes W_ih x, its own order of axes, and one bias::
 
     def flash(x, weights, state):  # --library torch; x (T, B, I)
         (T, B, _), H = x.shape, weights["weight_hh"].shape[1]

@@ -1,4 +1,4 @@
-"""The kernels that the suite runs, of whatever library, behind one interface of NumPy arrays."""
+"""One interface of NumPy arrays to the kernels that the suite runs, of any library."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KINDS = CELLS | ELEMENTWISE
 
 
 class Unsupported(NotImplementedError):
-    """A kernel has no such option."""
+    """A kernel does not have an option."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of a call, and cotangents of what it returns."""
+    """The arguments of a call, and cotangents of its results."""
 
     x: Array
     weights: dict[str, Array]
@@ -44,7 +44,7 @@ class Case:
         return self.state[-1].shape[1] if self.state else self.dstate[-1].shape[1]
 
     def arrays(self) -> dict[str, Array]:
-        """What gradients are of, by name."""
+        """The arrays that have gradients, by name."""
         states = {} if self.state is None else dict(zip(("h", "c"), self.state, strict=False))
         return {"x": self.x, **self.weights, **states}
 
@@ -53,13 +53,13 @@ class Case:
         return replace(self, x=arrays["x"], weights={n: arrays[n] for n in self.weights}, state=state)
 
     def keywords(self) -> dict[str, Any]:
-        """The arguments by keyword that are given."""
+        """The keyword arguments of the call."""
         given = {"lengths": self.lengths, "resets": self.resets}
         return {**{n: a for n, a in given.items() if a is not None}, **self.options}
 
 
 Outputs = dict[str, Array]
-"""y, h and, of an LSTM, c."""
+"""y, h and, for an LSTM, c."""
 
 
 class Kernel(ABC):
@@ -71,7 +71,7 @@ class Kernel(ABC):
     cell : str
         "rnn", "lstm", "gru", "indrnn", "mingru" or "minlstm".
     form : dict
-        The options of the cell that the kernel has without being given them.
+        The options of the cell that the kernel always has.
     dtypes : tuple of str
     """
 
@@ -85,7 +85,7 @@ class Kernel(ABC):
         """The outputs."""
 
     def gradients(self, case: Case) -> dict[str, Array]:
-        """The gradients of `Case.arrays`, for the cotangents of the case."""
+        """The gradients of `Case.arrays` for the cotangents of the case."""
         raise Unsupported("the kernel has no gradients")
 
 
@@ -99,7 +99,7 @@ def _outputs(cell: str, y: Any, state: Any, plain: Callable[[Any], Array] = np.a
 
 
 class Function(Kernel):
-    """A function of the form that the package describes."""
+    """A function of the form in the package's docstring."""
 
     def __init__(self, function: Callable[..., Any], cell: str, library: str, form: Mapping[str, Any]) -> None:
         self.function, self.cell, self.library, self.form = function, cell, library, form
@@ -108,7 +108,7 @@ class Function(Kernel):
         self.name = f"{named}:{self.name}" if named else self.name
 
     def _made(self, tree: Any) -> Any:
-        """Arrays of the kernel's library."""
+        """Convert NumPy arrays to the kernel's library."""
         if tree is None:
             return None
         if isinstance(tree, dict):
@@ -184,9 +184,9 @@ class Function(Kernel):
 
 
 def of_gpurnn(cell: str) -> Function:
-    """The function of gpurnn, on whatever wing computes for NumPy arrays."""
+    """gpurnn's function, on the wing that computes for NumPy arrays."""
     op: Any = getattr(functional, cell)
-    implied = KINDS[cell].implied.values()  # by weights
+    implied = KINDS[cell].implied.values()  # implied by weights
 
     def kernel(x: Any, weights: Any, state: Any, **options: Any) -> Any:
         return op(x, **weights, state=state, **{n: v for n, v in options.items() if n not in implied})
@@ -205,7 +205,7 @@ _MODULES = {"RNN": "rnn", "LSTM": "lstm", "GRU": "gru", "IndRNN": "indrnn", "Min
 
 
 class TorchModule(Function):
-    """A recurrent module of `torch.nn`, or one that is called like it."""
+    """A recurrent module of `torch.nn`, or a module with the same interface."""
 
     def __init__(self, kind: Any, name: str) -> None:
         cell = _MODULES[kind.__name__]
@@ -230,7 +230,7 @@ class TorchModule(Function):
         module = self.kind(inputs, hidden, bias="bias_ih" in weights, dtype=weights["weight_ih"].dtype, **options)
         params = {f"{name}_l0": array for name, array in weights.items()}
         module.load_state_dict({name: array.detach() for name, array in params.items()})
-        module.eval()  # what is drawn in training alone has its expectation
+        module.eval()  # random masks are replaced by their expectation
         if len({array.dtype for array in params.values()}) > 1:
             raise TypeError("load_state_dict would cast the weights to one dtype")
         of_state: Any = None
@@ -252,7 +252,7 @@ class TorchModule(Function):
 
 
 class OnnxRuntime(Kernel):
-    """ONNX Runtime's operator, in a model that `gpurnn.interop.to_onnx` writes."""
+    """ONNX Runtime's operator, in a model written by `gpurnn.interop.to_onnx`."""
 
     form: Mapping[str, Any] = {}
 
@@ -311,19 +311,19 @@ def find(
     Parameters
     ----------
     target : str
-        ``"gpurnn"``, ``"onnxruntime"``, the path of a PyTorch module's class, as ``"torch.nn.LSTM"`` or
+        ``"gpurnn"``, ``"onnxruntime"``, the path of a PyTorch module's class, such as ``"torch.nn.LSTM"`` or
         ``"gpurnn.torch.GRU"``, or ``"module:function"``.
     cell : {"rnn", "lstm", "gru", "indrnn", "mingru", "minlstm"}, optional
-        A function needs it. Where a kernel has several cells, it chooses one.
+        The cell, required for a function. If a kernel has several cells, it chooses one.
     library : str
         The module whose arrays a function takes: "numpy", "torch", "jax" or "cupy".
     form : dict, optional
-        The options of the cell that a function has without being given them.
+        The options of the cell that a function always has.
 
     Raises
     ------
     ValueError, TypeError
-        There is nothing of the name, or it needs a cell.
+        The name does not exist, or it needs a cell.
     ImportError
         A module cannot be imported.
     """

@@ -1,4 +1,4 @@
-"""What the suite found, and its forms: text, JSON and JUnit."""
+"""The results of the suite, as text, JSON and JUnit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Result:
     Attributes
     ----------
     option : str
-        What the kernel was asked for.
+        The option that the kernel was called with.
     check : str
-        What was checked.
+        The name of the check.
     dtype : str
     status : {"ok", "fail", "error", "unsupported"}
-        "fail" where the kernel computes something else, "error" where it raises an error that it should not.
+        "fail" if the kernel's results are wrong, "error" if it raises an error that it should not.
     detail : str
-        Why, in words; empty where it is "ok".
+        The reason, in words; empty if it is "ok".
     """
 
     option: str
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed: what is not supported is no failure."""
+        """Whether no check failed; a missing option is not a failure."""
         return all(r.status in ("ok", "unsupported") for r in self.results)
 
     @property
@@ -63,7 +63,7 @@ class Report:
         return tuple(r for r in self.results if r.status in ("fail", "error"))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """The header and the rows: for each option the worst outcome of each check."""
+        """The header, and a row for each option with the worst outcome of each check."""
         options, checks = (list(dict.fromkeys(getattr(r, name) for r in self.results)) for name in ("option", "check"))
         rows = []
         for option in options:
@@ -75,7 +75,7 @@ class Report:
         return ["", *checks], rows
 
     def text(self) -> str:
-        """A table of options and checks, then why checks failed and what is not supported."""
+        """A table of options and checks, then the reasons for failures and the unsupported options."""
         header, rows = self._table()
         lines = [header, *rows]
         widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
@@ -96,7 +96,7 @@ class Report:
         return json.dumps({**content, "results": [asdict(r) for r in self.results]}, indent=1)
 
     def junit(self) -> str:
-        """A suite of tests in JUnit's XML, one for each result; what is not supported is skipped."""
+        """A test suite in JUnit's XML, with a test for each result; unsupported options are skipped tests."""
         return _xml(ElementTree.tostring(self._suite(), encoding="unicode"))
 
     def _suite(self) -> ElementTree.Element:
@@ -120,12 +120,12 @@ def _xml(body: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without the characters that XML does not have."""
+    """Replace the characters that XML does not allow."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def _once(results: Sequence[Result]) -> list[Result]:
-    """Without what is not supported for the reason that was said before."""
+    """Leave out unsupported options whose reason has already been given."""
     seen: set[tuple[str, ...]] = set()
     kept = []
     for r in results:
@@ -137,7 +137,7 @@ def _once(results: Sequence[Result]) -> list[Result]:
 
 
 def joined(reports: Sequence[Report], form: str) -> str:
-    """Several reports in one form: "text", "json" or "junit"."""
+    """Join several reports in one form: "text", "json" or "junit"."""
     if form == "text":
         return "\n\n\n".join(report.text() for report in reports)
     if form == "json":

@@ -21,14 +21,14 @@ from .report import Report, Result, Status
 Array = NDArray[Any]
 
 STEP = float(np.finfo("float64").eps) ** 0.2
-"""Step of a central difference of fourth order, whose two errors are then alike."""
+"""The step of a central difference of fourth order that balances its two errors."""
 
 DIFFERENCE = 100 * float(np.finfo("float64").eps) ** 0.8
-"""Bound of its error, relative to the terms of the function."""
+"""The bound of the difference's error, relative to the terms of the function."""
 
 
 class Failed(Exception):
-    """What a kernel computed is wrong; the message says what."""
+    """A result of a kernel is wrong; the message says which."""
 
 
 def run(
@@ -44,13 +44,13 @@ def run(
     Parameters
     ----------
     kernel : callable or Kernel
-        A function of the form that `gpurnn.conformance` describes, or one of what `find` returns.
+        A function of the form that `gpurnn.conformance` describes, or a kernel that `find` returned.
     cell : {"rnn", "lstm", "gru", "indrnn", "mingru", "minlstm"}
-        The cell, where the kernel is a function.
+        The cell, if the kernel is a function.
     library : {"numpy", "torch", "jax", "cupy"}
         The library of the arrays that a function takes.
     form : dict, optional
-        The options of the cell that a function has without being given them, such as ``{"reset_after": True}``.
+        The options of the cell that a function always has, such as ``{"reset_after": True}``.
     seed : int
         The seed of the random numbers.
 
@@ -76,7 +76,7 @@ def run(
 def _bound(case: Case) -> float:
     """The rounding error of a recurrence relative to its magnitude: epsilon for each term of its longest sum.
 
-    A gate's relative error is the absolute one of its argument, which grows with the input.
+    A gate's relative error is the absolute error of its argument, which grows with the input.
     """
     (T, B, I), H = case.x.shape, case.hidden_size
     size = max(1.0, float(np.abs(case.x).max(initial=0)) / 4)
@@ -126,7 +126,7 @@ class _Suite:
         if state is not None and self.kernel.cell != "lstm":
             state = state[0]
         given = {"x": case.x, **case.weights, "state": state, **self.kernel.form, **case.keywords()}
-        # What a parameter implies, or acts in training alone, is no argument of the definition.
+        # The definition has no arguments for options that a parameter implies, or that act only in training.
         kind = KINDS[self.kernel.cell]
         return {n: a for n, a in given.items() if n not in kind.options() or n in kind.function_options()}
 
@@ -157,7 +157,7 @@ class _Suite:
         )
 
     def rows(self) -> Iterator[tuple[str, Callable[[str], Case]]]:
-        """The options, each with what makes its case of a dtype."""
+        """The options, each with a function from a dtype to its case."""
         yield "plain", self.case
         yield "without biases", lambda dtype: self.case(dtype, bias=False)
         yield "without a state", lambda dtype: self.case(dtype, state=False)
@@ -188,7 +188,7 @@ class _Suite:
         yield from self.of_bad_input()
 
     def attempt(self, option: str, check: str, dtype: str, call: Callable[[], None]) -> Result:
-        """The outcome of a check, whatever the kernel raises."""
+        """Run a check, and turn whatever the kernel raises into a result."""
         status: Status = "ok"
         detail = ""
         try:
@@ -256,7 +256,7 @@ class _Suite:
         found = self.kernel.gradients(case)
         with _dispatch.use("reference"):
             expected = self.definition_gradients(wide)
-        # A slope of a saturated gate is the small difference of numbers around 1, and may be off by their rounding.
+        # The slope of a saturated gate is a small difference of numbers near 1, with their rounding as its error.
         (T, B, _), most = case.x.shape, max(float(np.abs(a).max(initial=1)) for a in (case.x, case.dy, *case.dstate))
         absolute = T * B * float(np.finfo(case.x.dtype).eps) * most
         for name, array in expected.items():
@@ -268,7 +268,7 @@ class _Suite:
                 _same(f"the gradient of {name}", array, found[name], "from run to run")
 
     def differences(self, case: Case) -> None:
-        """The kernel's own outputs, varied, against its gradients; a relu's kink between them shows as two slopes."""
+        """Check gradients against differences of the kernel's own outputs; a kink of a relu shows as two slopes."""
         found, rng = self.kernel.gradients(case), np.random.default_rng(self.seed + 1)
         cotangents = {"y": case.dy, **dict(zip(("h", "c"), case.dstate, strict=False))}
         terms = sum(float(np.abs(cotangents[n] * a).sum()) for n, a in self.kernel.forward(case).items())
@@ -287,7 +287,7 @@ class _Suite:
             limit = DIFFERENCE * (terms + float(np.abs(found[name] * direction).sum()) + 1)
             numeric = [_directional(along, step) for step in (STEP, STEP / 4)]
             if abs(numeric[0] - numeric[1]) > limit:
-                continue  # no derivative there, or none that differences can show
+                continue  # there is no derivative, or differences cannot resolve it
             if not abs(numeric[0] - analytic) <= limit:
                 said = f"is {analytic:.9g} along a direction, by differences {numeric[0]:.9g}"
                 raise Failed(f"the gradient of {name} {said}")
@@ -392,7 +392,7 @@ class _Suite:
 
     def rejected(self, case: Case, name: str) -> None:
         if case.lengths is not None:
-            self.kernel.forward(replace(case, lengths=np.array([5, 2, 4])))  # or it is not supported
+            self.kernel.forward(replace(case, lengths=np.array([5, 2, 4])))  # raises here if lengths are not supported
         try:
             self.kernel.forward(case)
         except Exception:
@@ -401,7 +401,7 @@ class _Suite:
 
 
 def _other_values(option: str, kind: Any, usual: Any) -> list[Any]:
-    """Values of an option that are not the usual one."""
+    """Values of an option that differ from the usual one."""
     if kind is bool:
         return [not usual]
     if kind == Activation:
@@ -414,32 +414,32 @@ def _other_values(option: str, kind: Any, usual: Any) -> list[Any]:
 
 
 def _zoneout(usual: Any) -> list[Any]:
-    """A rate, or for two states a pair of them."""
+    """A rate, or a pair of rates for two states."""
     return [(0.2, 0.3) if isinstance(usual, tuple) else 0.2]
 
 
 def _is_unsupported(error: Exception) -> bool:
-    """Whether an error says that a kernel has no such thing."""
+    """Whether an error means that a kernel does not support an option."""
     if isinstance(error, NotImplementedError):
         return True
     return isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
 
 
 def _wide(case: Case) -> Case:
-    """The case in float64."""
+    """Convert a case to float64."""
     arrays = {name: array.astype("float64") for name, array in case.arrays().items()}
     wide = case.with_arrays(arrays)
     return replace(wide, dy=case.dy.astype("float64"), dstate=tuple(d.astype("float64") for d in case.dstate))
 
 
 def _directional(function: Callable[[float], float], step: float) -> float:
-    """The derivative at 0 by the central difference of fourth order."""
+    """The derivative at 0, by a central difference of fourth order."""
     near, far = function(step) - function(-step), function(2 * step) - function(-2 * step)
     return (8 * near - far) / (12 * step)
 
 
 def _golden_cases(kernel: Kernel, dtype: str) -> Iterator[tuple[Case, Outputs, dict[str, Array]]]:
-    """What PyTorch computed in float64, for the cell of a kernel."""
+    """PyTorch's results in float64 for the cell of a kernel."""
     folder = resources.files(__package__ or "gpurnn.conformance")
     records = json.loads((folder / "golden.json").read_text())
     description = KINDS[kernel.cell]
@@ -452,7 +452,7 @@ def _golden_cases(kernel: Kernel, dtype: str) -> Iterator[tuple[Case, Outputs, d
             floats = {name: a.astype(dtype) for name, a in arrays.items() if a.dtype.kind == "f"}
             usual = description(**kernel.form)
             options = {n: v for n, v in record["options"].items() if getattr(usual, n) != v}
-            # A state of zeros is none, and not every kernel does without one.
+            # Pass zeros for a missing state, because some kernels require one.
             zeros = [np.zeros(floats[n].shape, dtype) for n in ("ch", "cc") if n in floats]
             initial = tuple(floats.get(n, zero)[0] for n, zero in zip(("h0", "c0"), zeros, strict=False))
             case = Case(

@@ -1,8 +1,8 @@
-"""Weights of PyTorch, Keras and ONNX as layers of gpurnn, and back; gpurnn as what computes in Keras and in ONNX.
+"""Convert weights of PyTorch, Keras and ONNX to gpurnn's layers and back; use gpurnn to compute for Keras and ONNX.
 
-``from_X`` makes the layer that computes what the weights were trained for: gates in gpurnn's order, the form of the GRU
-that X has, activations and directions. ``to_X`` gives them back, bit for bit. The library itself is needed only for its
-own objects and files: weights in NumPy arrays need none.
+``from_X`` makes the layer that the weights were trained for: gates in gpurnn's order, X's form of the GRU, activations
+and directions. ``to_X`` converts it back, bit for bit. The library itself is needed only for its own objects and files:
+weights in NumPy arrays need no library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["from_keras", "from_onnx", "from_torch", "keras_hooks", "onnx_ops", "
 
 
 def __getattr__(name: str) -> Any:
-    if name == "onnx_backend":  # it needs onnx, and is loaded on first use
+    if name == "onnx_backend":  # needs onnx, so it is loaded on first use
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -31,8 +31,8 @@ def onnx_ops() -> list[Any]:
     Returns
     -------
     operators : list of classes
-        For ``onnx.reference.ReferenceEvaluator(model, new_ops=onnx_ops())``, with every direction and layout, lengths,
-        initial states, peepholes, clips, coupled gates, both GRUs, and all activations with alpha and beta.
+        Use ``onnx.reference.ReferenceEvaluator(model, new_ops=onnx_ops())``. They support every direction and layout,
+        lengths, initial states, peepholes, clips, coupled gates, both GRUs, and all activations with alpha and beta.
 
     Raises
     ------

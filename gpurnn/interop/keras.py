@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 GATES = {"rnn": ("h", "h"), "lstm": ("ifgo", "ifgo"), "gru": ("zrn", "rzn")}
-"""By cell, the order of the gates in Keras and here."""
+"""For each cell, the order of the gates in Keras and in gpurnn."""
 
 ACTIVATIONS: dict[Any, Activation] = {
     "tanh": "tanh", "relu": "relu", "sigmoid": "sigmoid", "elu": "elu", "softsign": "softsign", "softplus": "softplus",
     "linear": "identity", "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5), "leaky_relu": ("leaky_relu", 0.2),
 }  # fmt: skip
-"""Activations of Keras as gpurnn has them, by Keras's names."""
+"""gpurnn's activations by Keras's names."""
 
 _MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "average"}
-"""How Keras merges the outputs of two directions, as gpurnn calls it."""
+"""gpurnn's names for Keras's ways of merging the outputs of two directions."""
 
 _KINDS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 _BY_GATES = {1: "rnn", 3: "gru", 4: "lstm"}
@@ -39,40 +39,40 @@ class _Found(NamedTuple):
     """A recurrent layer of Keras."""
 
     kind: str | None
-    """The cell, or None where a file does not say it."""
+    """The cell; None if a file does not name it."""
     weights: list[list[NDArray[Any]]]
-    """Kernel, recurrent kernel and bias of each direction."""
+    """The kernel, recurrent kernel and bias of each direction."""
     options: dict[str, Any]
 
 
 def from_keras(source: Any, name: str | None = None, **options: Unpack[FromKerasOptions]) -> Any:
-    """The layer of a Keras layer or model, or of a file of weights.
+    """Make the layer of a Keras layer or model, or of a file of weights.
 
     Parameters
     ----------
     source : keras.Layer, keras.Model or path
-        `SimpleRNN`, `LSTM`, `GRU`, one of them in `Bidirectional` with its outputs merged; a model that holds
-        such layers; or a ``.weights.h5`` file, which is read with h5py: nothing in it is run, and Keras is not needed.
+        `SimpleRNN`, `LSTM`, `GRU`, or one of them in `Bidirectional` with merged outputs; a model that contains such
+        layers; or a ``.weights.h5`` file, which is read with h5py: nothing in it is run, and Keras is not needed.
     name : str, optional
-        The layer's name in a model or a file. It may be left out where there is one.
+        The layer's name in a model or a file. It may be left out if there is only one.
     **options
-        Arguments of the constructor. A file does not say the activations: tanh, and sigmoid for gates, by default.
+        Arguments of the constructor. A file does not contain the activations: by default tanh, and sigmoid for gates.
 
     Returns
     -------
     layer : RNN, LSTM or GRU
-        With ``batch_first=True``, as Keras has it. A GRU has ``update="state"``, and the reset that the layer has: in a
-        file a bias of two rows says ``reset_after=True``, Keras's default. Keras's ``recurrent_dropout`` is
-        ``variational_dropout``; its ``dropout`` on the input is a layer of its own.
+        It has ``batch_first=True``, as in Keras. A GRU has ``update="state"``, and the Keras layer's reset: in a file,
+        a bias of two rows means ``reset_after=True``, Keras's default. Keras's ``recurrent_dropout`` is
+        ``variational_dropout``; its ``dropout`` on the input is a separate layer in gpurnn.
 
     Raises
     ------
     ValueError, TypeError, KeyError
         There is no such layer, or its weights do not fit each other.
     NotImplementedError
-        gpurnn has no layer with an option that the weights are of.
+        gpurnn has no layer with one of the weights' options.
     FileFormatError, OSError
-        The file is none of weights, or cannot be read.
+        The file is not a file of weights, or cannot be read.
     """
     where = "from_keras"
     _checks.options(where, options, FromKerasOptions.__annotations__)
@@ -144,7 +144,7 @@ def _ours(where: str, kind: str, weights: list[NDArray[Any]], reset_after: bool)
 
 
 def _recurrent_layers(source: Any) -> list[Any]:
-    """The recurrent layers of a Keras layer or model, those in Bidirectional once."""
+    """The recurrent layers of a Keras layer or model; a Bidirectional counts once."""
     kind = type(source).__name__
     if kind in _KINDS or kind == "Bidirectional":
         return [source]
@@ -177,7 +177,7 @@ def _of_layer(where: str, layer: Any) -> _Found:
         options["variational_dropout"] = config["recurrent_dropout"]
     if kind == "gru":
         options["reset_after"] = config["reset_after"]
-    if layer.zero_output_for_mask:  # which a Bidirectional sets in its layers
+    if layer.zero_output_for_mask:  # a Bidirectional sets this in its layers
         options["zero_masked_output"] = True
     weights = _weights_of(layer)
     if not weights:
@@ -191,7 +191,7 @@ def _weights_of(layer: Any) -> list[NDArray[Any]]:
 
 
 def _activation(value: Any) -> Any:
-    """An activation of Keras's as gpurnn names it."""
+    """gpurnn's name for one of Keras's activations."""
     if isinstance(value, dict):
         value = value.get("config", value.get("class_name"))
     return ACTIVATIONS.get(value, value)
@@ -208,7 +208,7 @@ def _of_file(where: str, path: Any) -> dict[str, _Found]:
             _Search(h5py, path, size).collect(file, "", cells)
     except _files.FileFormatError:
         raise
-    except Exception as error:  # what a damaged file makes h5py raise is anything
+    except Exception as error:  # a damaged file can make h5py raise any error
         raise _files.FileFormatError(
             f"{os.fspath(path)}: no HDF5 file that can be read: {_files.reason(error)}"
         ) from error
@@ -226,9 +226,9 @@ def _of_file(where: str, path: Any) -> dict[str, _Found]:
 
 
 class _Search:
-    """The weights of every cell in a file, in time and memory that the file's size bounds.
+    """Collect the weights of every cell in a file, in time and memory bounded by the file's size.
 
-    A group or an array may have any number of names, and each is read by its first.
+    A group or an array may have several names; it is read only once, under its first name.
     """
 
     def __init__(self, h5py: Any, path: Any, size: int) -> None:
@@ -236,7 +236,7 @@ class _Search:
         self.seen: set[Any] = set()
 
     def collect(self, group: Any, name: str, cells: dict[str, list[NDArray[Any]]]) -> None:
-        """Add the weights of the cells in a group, by the layer's name."""
+        """Add the weights of the cells in a group to ``cells``, by the layer's name."""
         if len(name) > 1000:
             raise _files.FileFormatError(f"{self.path}: has groups within groups without end")
         for key in group:
@@ -278,10 +278,10 @@ class _Search:
 
 
 def to_keras(layer: Layer) -> Any:
-    """The Keras layer with the weights of a layer: `SimpleRNN`, `LSTM` or `GRU`, of both directions `Bidirectional`.
+    """Make the Keras layer with a layer's weights: `SimpleRNN`, `LSTM` or `GRU`, or `Bidirectional` for two directions.
 
-    It returns the outputs of all steps. Of a stack of layers it is a `keras.Sequential`. Outputs at masked steps are
-    zero with ``zero_masked_output``, and always where Keras has both directions.
+    It returns the outputs of all steps. A stack of layers becomes a `keras.Sequential`. Outputs at masked steps are
+    zero with ``zero_masked_output``, and always in a `Bidirectional`.
 
     Raises
     ------
@@ -348,7 +348,7 @@ def _keras_layer(keras: Any, layer: Recurrent, number: int, options: dict[str, A
 
 
 def _theirs(layer: Recurrent, suffix: str) -> list[NDArray[Any]]:
-    """Kernel, recurrent kernel and bias of a direction. Where Keras has one bias it is the sum of both."""
+    """The kernel, recurrent kernel and bias of a direction. If Keras has one bias, it is the sum of both."""
     theirs, ours = GATES[layer.cell.name]
     state = layer.state_dict()
     arrays = [reordered(state[name + suffix], ours, theirs) for name in ("weight_ih", "weight_hh")]

@@ -1,4 +1,4 @@
-"""gpurnn in the place of the kernels that a backend of Keras may have for LSTM and GRU."""
+"""gpurnn as the fast kernels that a Keras backend may have for LSTM and GRU."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _BACKENDS = ("torch", "jax", "numpy")
 
 @contextlib.contextmanager
 def keras_hooks() -> Iterator[None]:
-    """Have Keras's LSTM and GRU layers compute with gpurnn, within a ``with`` block, in training too.
+    """Make Keras's LSTM and GRU layers compute with gpurnn, within a ``with`` block, in training too.
 
-    Such a layer asks Keras's backend for a fast form of itself, and goes through the steps one by one where there is
-    none. Within the block gpurnn is that form: by `gpurnn.torch`, by `gpurnn.jax`, or on NumPy arrays, whichever Keras
-    computes with. Layers stay Keras's own, with all that they have: dropout of the input, state, `Bidirectional`.
+    Such a layer asks Keras's backend for a fast implementation, and runs the steps one by one if there is none. Within
+    the block gpurnn is that implementation: `gpurnn.torch`, `gpurnn.jax`, or gpurnn on NumPy arrays, depending on the
+    backend. The layers stay Keras's own, with all their features: input dropout, state, `Bidirectional`.
 
-    What gpurnn does not have is left to Keras: activations of others, float16, and sequences with a mask, as Keras does
-    not tell its backend what a layer puts out at the steps that a mask leaves out. The block is for the whole process:
-    other threads compute with gpurnn too.
+    Keras still computes what gpurnn does not support: other activations, float16, and sequences with a mask, because
+    Keras does not tell its backend what a layer outputs at masked steps. The block applies to the whole process: other
+    threads compute with gpurnn too.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def keras_hooks() -> Iterator[None]:
 
 
 def _activation(keras: Any, function: Any) -> Any:
-    """A function of Keras's as gpurnn names it; for what gpurnn has not, the error by which Keras computes itself."""
+    """gpurnn's name for a Keras activation; raise the error that makes Keras compute itself if gpurnn has none."""
     name = keras.activations.serialize(function)
     if not isinstance(name, str) or name not in ACTIVATIONS or keras.activations.get(name) is not function:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The recurrent operators of ONNX: as layers of gpurnn, and as a computation."""
+"""The recurrent operators of ONNX: convert them to gpurnn's layers, and run them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from .. import _checks, _files, functional
 from .weights import installed, made, reordered
 
 GATES = {"rnn": ("h", "h"), "lstm": ("iofg", "ifgo"), "gru": ("zrn", "rzn")}
-"""By cell, the order of the gates in ONNX and here."""
+"""For each cell, the order of the gates in ONNX and in gpurnn."""
 
 FUNCTIONS = {
     "rnn": {"activation": "Tanh"},
     "lstm": {"gate_activation": "Sigmoid", "activation": "Tanh", "output_activation": "Tanh"},
     "gru": {"gate_activation": "Sigmoid", "activation": "Tanh"},
 }
-"""By cell, the options that are activations, in the order of an operator's, and its default of each."""
+"""For each cell, the options that are activations, in the operator's order, with the operator's defaults."""
 
 OPERATORS = tuple(cell.upper() for cell in GATES)
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-"""Of an operator, in its order; all but the LSTM have the first six."""
+"""The inputs of an operator, in order; RNN and GRU have only the first six."""
 
 WEIGHTS = ("W", "R", "B", "P")
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-"""By attribute, whether each direction runs backward in time."""
+"""For each value of the attribute ``direction``, whether each direction runs backward in time."""
 
 _NUMBERS: dict[str, tuple[float, ...]] = {
     "affine": (1.0, 0.0), "leaky_relu": (0.01,), "thresholded_relu": (1.0,), "scaled_tanh": (1.0, 1.0),
     "hard_sigmoid": (0.2, 0.5), "elu": (1.0,),
 }  # fmt: skip
-"""alpha and beta of an activation of ONNX, where an operator does not say them."""
+"""The defaults of alpha and beta for ONNX's activations."""
 
 _ACTIVATIONS = {name.replace("_", ""): name for name in (*_NUMBERS, "tanh", "relu", "sigmoid", "softsign", "softplus")}
-"""Activations by ONNX's names, in lower case: ONNX does not tell capitals from small letters."""
+"""Activations by ONNX's names in lower case: ONNX ignores case."""
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "direction": (str, "a string"), "activations": (list, "a list of strings"),
@@ -49,14 +49,14 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "input_forget": (Integral, "a whole number"), "linear_before_reset": (Integral, "a whole number"),
     "layout": (Integral, "a whole number"),
 }  # fmt: skip
-"""The attributes of an operator, and what each is."""
+"""The attributes of an operator, with their types."""
 
 
 class Direction(NamedTuple):
-    """One direction of an operator, as a function of gpurnn takes it."""
+    """One direction of an operator, in the form of gpurnn's functions."""
 
     params: dict[str, NDArray[Any]]
-    """By the names of the cell's parameters."""
+    """The weights, by the names of the cell's parameters."""
     options: dict[str, Any]
     reverse: bool
 
@@ -70,20 +70,20 @@ class Operator(NamedTuple):
 
 
 def from_onnx(source: Any, name: str | None = None) -> Any:
-    """The layer of an RNN, LSTM or GRU operator in an ONNX model.
+    """Make the layer of an RNN, LSTM or GRU operator in an ONNX model.
 
     Parameters
     ----------
     source : onnx.ModelProto, bytes or path
-        The weights of the operator are initializers or constants of the model.
+        The model. The weights of the operator must be initializers or constants of it.
     name : str, optional
-        The name of the operator, or of its first weight or output; it may be left out where there is one such operator.
+        The name of the operator, or of one of its inputs or outputs. It may be left out if there is one such operator.
 
     Returns
     -------
     layer : RNN, LSTM or GRU
-        Has one layer, in the operator's direction. A GRU has ``update="state"``, and ``reset_after`` is ONNX's
-        ``linear_before_reset``. ``layout=1`` is ``batch_first=True``. Weights of 16 bits become those of 32 bits.
+        It has one layer, in the operator's direction. A GRU has ``update="state"``, and ``reset_after`` is ONNX's
+        ``linear_before_reset``. ``layout=1`` is ``batch_first=True``. Weights of 16 bits become 32 bits.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def from_onnx(source: Any, name: str | None = None) -> Any:
     NotImplementedError
         gpurnn has no layer with an attribute of the operator.
     FileFormatError, OSError
-        The file is no ONNX model, or cannot be read.
+        The file is not an ONNX model, or cannot be read.
     ImportError
         onnx is not installed.
     """
@@ -144,12 +144,12 @@ def _model(where: str, onnx: Any, source: Any) -> Any:
             content = file.read()
     try:
         return onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf has errors of its own
+    except Exception as error:  # protobuf raises its own errors
         raise _files.FileFormatError(f"{path}: no ONNX model: {_files.reason(error)}") from error
 
 
 def _tensors(model: Any) -> dict[str, Any]:
-    """The constants of a model by name, each as a tensor that is not yet an array."""
+    """The constants of a model by name, as tensors that are not converted to arrays yet."""
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.output:
@@ -159,12 +159,12 @@ def _tensors(model: Any) -> dict[str, Any]:
 
 
 def _array(where: str, onnx: Any, name: str, tensor: Any) -> NDArray[Any]:
-    """A tensor's array. Data outside of the model is rejected."""
+    """Convert a tensor to an array; reject data outside of the model."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ValueError(f"{where}: {name} is in a file of its own, expected weights in the model")
     try:
         array: NDArray[Any] = np.array(onnx.numpy_helper.to_array(tensor))
-    except Exception as error:  # what a damaged tensor makes of NumPy is anything
+    except Exception as error:  # a damaged tensor can make NumPy raise any error
         raise ValueError(f"{where}: {name} is damaged: {_files.reason(error)}") from error
     return array
 
@@ -186,7 +186,7 @@ def _attributes(where: str, onnx: Any, node: Any) -> dict[str, Any]:
 def read_operator(
     where: str, op_type: str, attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> Operator:
-    """An operator of its attributes and its weights.
+    """Make an operator from its attributes and weights.
 
     Parameters
     ----------
@@ -194,14 +194,14 @@ def read_operator(
         The caller's public name, for messages.
     op_type : {"RNN", "LSTM", "GRU"}
     attributes : dict
-        Values by name, None where one is not given. Names that the operators do not have are ignored.
+        The values by name, None for a missing one. Names that the operators do not have are ignored.
     arrays : dict of str to array
-        W and R, and B and P where they are given.
+        W and R, and B and P if they are given.
 
     Raises
     ------
     ValueError, TypeError
-        They do not fit each other.
+        Attributes and weights do not fit each other.
     """
     cell = op_type.lower()
     given = {n: _attribute(where, n, v) for n, v in attributes.items() if n in _KINDS and v is not None}
@@ -249,7 +249,7 @@ def read_operator(
 
 
 def wide(array: NDArray[Any]) -> NDArray[Any]:
-    """Numbers of 16 bits as those of 32, which hold each of them; others as they are."""
+    """Convert floats of 16 bits to 32 bits, which represent them exactly; return other arrays as they are."""
     return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
 
@@ -267,10 +267,10 @@ def _attribute(where: str, name: str, value: Any) -> Any:
 
 
 def _activations(where: str, cell: str, directions: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The activations of each direction by option; each takes its alpha and beta from the lists, in turn, if it can."""
+    """The activations of each direction by option; those with alpha and beta take them in turn from the lists."""
     options = FUNCTIONS[cell]
     named = given.get("activations") or [*options.values()] * directions
-    if cell == "rnn" and len(named) == 2:  # as the operator has it by default, for one direction too
+    if cell == "rnn" and len(named) == 2:  # the operator's default, even for one direction
         named = named[:directions]
     if len(named) != len(options) * directions:
         raise ValueError(f"{where}: activations has {len(named)} names, expected {len(options) * directions}")
@@ -289,7 +289,7 @@ def _activations(where: str, cell: str, directions: int, given: Mapping[str, Any
 def run_operator(
     where: str, operator: Operator, x: NDArray[Any], lengths: Any = None, *states: NDArray[Any] | None
 ) -> tuple[NDArray[Any], ...]:
-    """The outputs of an operator: Y, Y_h and, of an LSTM, Y_c, of the dtype of x.
+    """Run an operator; return Y, Y_h and, for an LSTM, Y_c, with the dtype of x.
 
     Parameters
     ----------

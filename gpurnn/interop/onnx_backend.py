@@ -1,8 +1,8 @@
 """The recurrent operators of ONNX, for its reference evaluator, and gpurnn as one of its backends.
 
-`OPERATORS` compute RNN, LSTM and GRU within `onnx.reference.ReferenceEvaluator`, whose own ones leave out activations,
-clips and more: `gpurnn.interop.onnx_ops` returns them. `Backend` is an `onnx.backend.base.Backend` that evaluates all
-other operators by that evaluator; its methods are functions of this module too, as ONNX asks of a backend.
+`OPERATORS` compute RNN, LSTM and GRU within `onnx.reference.ReferenceEvaluator`, whose own operators lack activations,
+clips and more; `gpurnn.interop.onnx_ops` returns them. `Backend` is an `onnx.backend.base.Backend` that evaluates all
+other operators with that evaluator. Its methods are also functions of this module, as ONNX requires of a backend.
 
 Examples
 --------
@@ -47,7 +47,7 @@ class _Recurrent(OpRun):
         given = {symbol: array for symbol, array in zip(INPUTS, inputs, strict=False) if array is not None}
         _checks.given(where, X=given.get("X"))
         weights = {symbol: given[symbol] for symbol in WEIGHTS if symbol in given}
-        said = {attribute.name for attribute in self.onnx_node.attribute}  # the others are defaults
+        said = {attribute.name for attribute in self.onnx_node.attribute}  # all others are defaults
         attributes = {name: value for name, value in attributes.items() if name in said}
         operator = read_operator(where, where, attributes, weights)
         states = given.get("initial_h"), given.get("initial_c")
@@ -77,7 +77,7 @@ class _Prepared(BackendRep):
         self._inputs = [value.name for value in model.graph.input if value.name not in constants]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """The outputs of the model, of inputs by name, in their order, or of a single one."""
+        """Run the model on inputs by name or in order, or on a single input; return its outputs."""
         if not isinstance(inputs, (Mapping, list, tuple)):
             inputs = [inputs]
         feeds = inputs if isinstance(inputs, Mapping) else dict(zip(self._inputs, inputs, strict=True))
@@ -89,7 +89,7 @@ class Backend(_Base):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether models run on a device: on "CPU"."""
+        """Whether models run on a device; only "CPU" is supported."""
         return str(device).partition(":")[0] == "CPU"
 
     @classmethod
@@ -99,7 +99,7 @@ class Backend(_Base):
 
     @classmethod
     def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> BackendRep:
-        """A model, checked and ready to run: ``prepare(model).run(inputs)``.
+        """Check a model and prepare it to run: ``prepare(model).run(inputs)``.
 
         Parameters
         ----------
@@ -110,9 +110,9 @@ class Backend(_Base):
         Raises
         ------
         ValueError
-            The device is another.
+            The device is not "CPU".
         onnx.checker.ValidationError
-            The model is none of ONNX.
+            The model is not a valid ONNX model.
         """
         cls._check_device("prepare", device)
         super().prepare(model, device, **kwargs)
@@ -122,24 +122,24 @@ class Backend(_Base):
     def run_node(
         cls, node: NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None, **kwargs: Any
     ) -> tuple[Any, ...]:
-        """The outputs of a single operator.
+        """Run a single operator; return its outputs.
 
         Parameters
         ----------
         node : onnx.NodeProto
         inputs : sequence or dict of arrays
-            In the order of the node's inputs that are named, or by name.
+            The inputs, by name or in the order of the node's named inputs.
         device : str
             "CPU".
         outputs_info
             Not read.
         opset_version : int, optional
-            That of the operator.
+            The opset version of the operator.
 
         Raises
         ------
         ValueError
-            As `prepare`.
+            As in `prepare`.
         """
         cls._check_device("run_node", device)
         super().run_node(node, inputs, device, outputs_info, **kwargs)

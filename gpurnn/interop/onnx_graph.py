@@ -1,4 +1,4 @@
-"""Layers and sequence models as ONNX models."""
+"""Convert layers and sequence models to ONNX models."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from .onnx import FUNCTIONS, GATES
 from .weights import installed, is_default, reordered
 
 _States = list[tuple[str, str, list[Any]]]
-"""The final states of a graph: their values, their names as outputs, and their shapes."""
+"""The final states of a graph: their values, output names and shapes."""
 
 _ALIKE = (
     "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "reverse", "merge", "residual",
     "dtype", "dropout", "variational_dropout", "recurrent_dropout", "candidate_dropout", "zero_masked_output", "update",
     "peephole",
 )  # fmt: skip
-"""The options of layers that a graph has without an attribute of the operator, or that have no effect in it."""
+"""The layers' options that a graph expresses without an attribute of the operator, or that have no effect in it."""
 
 _MERGES = {"sum": "ReduceSum", "average": "ReduceMean", "mul": "ReduceProd"}
 
 _OPERATORS = {"rnn": "rnn", "lstm": "lstm", "gru": "gru", "indrnn": "rnn"}
-"""By cell, the operator of ONNX in the cells' names: one whose units read their own states alone is an RNN too."""
+"""For each cell, the cell name of its ONNX operator; a cell whose units read only their own states is an RNN too."""
 
 _DENSE = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "softmax": "Softmax"}
 
 
 def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
-    """A layer or a sequence model as an ONNX model, with one operator for each recurrent layer of a stack.
+    """Convert a layer or a sequence model to an ONNX model, with one operator for each recurrent layer of a stack.
 
     Parameters
     ----------
@@ -45,27 +45,27 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
         or a Sequential of them; or a SequenceClassifier, SequenceTagger, SequenceRegressor or LanguageModel of these
         cells.
     path : path, optional
-        Where the model is also written.
+        Where to write the model too.
 
     Returns
     -------
     model : onnx.ModelProto
-        Has opset 17, for batches of any size and any number of steps. Its inputs are ``x``, as a call takes a sequence,
-        int64 if tokens; with a recurrent layer ``lengths`` (B,) int32; and of a layer and of a language model the
-        initial state ``h``, with an LSTM ``c``, (num_layers*D, B, hidden_size). Its outputs are ``y`` and the final
-        state, ``h_n`` and ``c_n``. In a `Sequential` the names of states begin with the layer's number: ``1.h``.
+        A model of opset 17, for batches of any size and any number of steps. Its inputs are ``x``, shaped as in a call,
+        int64 for tokens; with a recurrent layer ``lengths`` (B,) int32; and for a layer or a language model the initial
+        state ``h``, with an LSTM also ``c``, (num_layers*D, B, hidden_size). Its outputs are ``y`` and the final state,
+        ``h_n`` and ``c_n``. In a `Sequential` the names of states begin with the layer's number: ``1.h``.
 
-        A sequence model begins at the state zero, and takes and gives what `predict` does: features in the units of
-        the examples, in the time-major order of a call, and of a regressor values in the units of the targets. Of a
-        classifier or tagger ``y`` are the logits, and ``probabilities`` come next; the model's metadata have its
-        ``classes`` as JSON, if `fit` has seen labels. A language model's have the ``symbols`` of its vocabulary.
+        A sequence model starts from a zero state, and computes what `predict` does: from features in the units of the
+        examples, in the time-major order of a call, and for a regressor to values in the units of the targets. For a
+        classifier or tagger ``y`` are the logits, followed by ``probabilities``; the model's metadata have its
+        ``classes`` as JSON, if `fit` has seen labels. Those of a language model have the ``symbols`` of its vocabulary.
 
     Raises
     ------
     ValueError
-        ONNX has no such layer or option: the message names it. A model has no parameters before `fit`.
+        ONNX has no such layer or option: the message names it. Or a model has no parameters because it was not fitted.
     TypeError
-        ``layer`` is no layer.
+        ``layer`` is not a layer.
     ImportError
         onnx is not installed.
 
@@ -87,7 +87,7 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
 
 
 class _Graph:
-    """The graph of a layer, as it grows."""
+    """The graph of a layer, while it is built."""
 
     def __init__(self, where: str, onnx: Any, layer: Layer) -> None:
         self.where, self.onnx, self.layer = where, onnx, layer
@@ -97,14 +97,14 @@ class _Graph:
         self.outputs: list[Any] = []
         self.metadata: dict[str, str] = {}
         self.time: tuple[str, int] | None = None
-        """The value whose axis of this number is time."""
+        """A value, and the number of its time axis."""
         dtypes = layer._dtypes()
         self.dtype = np.dtype(dtypes[0] if dtypes else "float32")
 
     # ---- Values ----
 
     def node(self, kind: str, inputs: list[str], output: str = "", *more: str, **attributes: Any) -> str:
-        """Add a node; the name of its first output."""
+        """Add a node; return the name of its first output."""
         output = output or f"value_{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output, *more], **attributes))
         return output
@@ -115,7 +115,7 @@ class _Graph:
         return name
 
     def number(self, value: float) -> str:
-        """A constant of the dtype of the parameters."""
+        """A constant with the dtype of the parameters."""
         return self.constant(f"number_{value!r}", np.array(value, self.dtype))
 
     def whole(self, *values: int) -> str:
@@ -138,7 +138,7 @@ class _Graph:
         return self.input("lengths", np.int32, ["B"])
 
     def exists(self) -> str:
-        """(T, B) bools: the steps that sequences have."""
+        """(T, B) bools: True at the steps that sequences have."""
         if "exists" not in [name for node in self.nodes for name in node.output]:
             value, axis = self.time or ("x", 0)
             zero, one, at = (self.constant(f"scalar_{n}", np.array(n, np.int64)) for n in (0, 1, axis))
@@ -148,14 +148,14 @@ class _Graph:
         return "exists"
 
     def exists_by_feature(self) -> str:
-        """(T, B, 1)."""
+        """`exists` with a last axis, (T, B, 1)."""
         return self.node("Unsqueeze", [self.exists(), self.whole(2)])
 
     def long_lengths(self) -> str:
         return self.node("Cast", [self.lengths()], to=self.onnx.TensorProto.INT64)
 
     def zero_past_the_end(self, x: str, *, tokens: bool, batch_first: bool = False) -> str:
-        """x (T, B, ...) with zeros past the lengths, where it may hold anything."""
+        """Set x (T, B, ...) to zero past the lengths, where it may hold anything."""
         exists = self.exists() if tokens else self.exists_by_feature()
         if batch_first:
             exists = self.node("Transpose", [exists], perm=[1, 0] if tokens else [1, 0, 2])
@@ -182,7 +182,7 @@ class _Graph:
         return model
 
     def alone(self, layer: Layer) -> None:
-        """A layer, or layers one after another."""
+        """Convert a layer, or layers one after another."""
         parts = list(_parts(layer))
         recurrent = [part for part in parts if isinstance(part, Stacked)]
         first = parts[0] if parts else None
@@ -226,7 +226,7 @@ class _Graph:
                 self.metadata["classes"] = json.dumps(learnt["labels"].saved(self.where))
 
     def scaled(self, x: str, learnt: Mapping[str, Any]) -> str:
-        """Features in the units of the examples as the layers read them; large values keep their digits until then."""
+        """Scale features from the units of the examples, in float64, so that large values keep their digits."""
         proto = self.onnx.TensorProto
         mean, std = (self.constant(name, np.asarray(learnt[name], np.float64)) for name in ("input_mean", "input_std"))
         exact = self.node("Sub", [self.node("Cast", [x], to=proto.DOUBLE), mean])
@@ -249,7 +249,7 @@ class _Graph:
     # ---- Layers ----
 
     def applied(self, layer: Layer, x: str, prefix: str, states: _States) -> str:
-        """The output of a layer; ``states`` gets the values of its final states, their names and their shapes."""
+        """Return the output of a layer; add its final states' values, names and shapes to ``states``."""
         if isinstance(layer, layers.Sequential):
             for index, part in enumerate(layer.layers):
                 x = self.applied(part, x, f"{prefix}{index}.", states)
@@ -288,7 +288,7 @@ class _Graph:
         return y if layer.activation == "identity" else self.node(_DENSE[layer.activation], [y], **attributes)
 
     def product(self, x: str, weight: str, bias: str = "") -> str:
-        """W x + b of the names of W and b."""
+        """W x + b, given the names of W and b."""
         y = self.node("MatMul", [x, self.node("Transpose", [weight], perm=[1, 0])])
         return self.node("Add", [y, bias]) if bias else y
 
@@ -312,7 +312,7 @@ class _Graph:
         return self.node("ReduceSum", [values, self.whole(0)], keepdims=0)
 
     def last(self, pooling: Any, y: str) -> str:
-        """The forward direction at the last step, and the backward one at the first; y is zero past a length."""
+        """The forward direction at the last step, and the backward direction at the first; y is zero past a length."""
         backward = ""
         if pooling.bidirectional:
             forward, backward = (f"{way}_outputs" for way in ("forward", "backward"))
@@ -326,7 +326,7 @@ class _Graph:
         return self.node("Concat", [y, first], axis=1)
 
     def recurrent(self, layer: Stacked, x: str, prefix: str, states: _States | None, of_states: str = "") -> str:
-        """y; without ``states`` the initial state is zero, else they get the final ones.
+        """Return y. Without ``states`` the initial state is zero; otherwise the final states are added to them.
 
         The names of states begin with ``of_states``.
         """
@@ -360,7 +360,7 @@ class _Graph:
         if states is not None:
             for name, values in zip(names, finals, strict=True):
                 value = self.node("Concat", values, axis=0) if L > 1 else values[0]
-                # ONNX Runtime has zeros for a sequence without steps.
+                # For a sequence without steps, ONNX Runtime returns zeros.
                 some = self.node("Greater", [lengths, self.constant("no_steps", np.array(0, np.int32))])
                 stepped = self.node("Unsqueeze", [some, self.whole(1)])
                 value = self.node("Where", [stepped, value, of_states + name])
@@ -368,7 +368,7 @@ class _Graph:
         return self.node("Transpose", [x], perm=[1, 0, 2]) if layer.batch_first else x
 
     def split(self, state: str, num_layers: int, directions: int) -> list[str]:
-        """A state (num_layers*D, B, H) as those of the layers."""
+        """Split a state (num_layers*D, B, H) into the states of the layers."""
         if num_layers == 1:
             return [state]
         parts = [f"{state}_{number}" for number in range(num_layers)]
@@ -376,7 +376,7 @@ class _Graph:
         return parts
 
     def merged(self, layer: Stacked, y: str) -> str:
-        """Outputs (T, D, B, H) as (T, B, output_size)."""
+        """Merge outputs (T, D, B, H) to (T, B, output_size)."""
         if not layer.bidirectional:
             return self.node("Squeeze", [y, self.whole(1)])
         if layer.merge == "concat":
@@ -387,7 +387,7 @@ class _Graph:
         return self.node(_MERGES[layer.merge], [y], axes=[1], keepdims=0)
 
     def attributes(self, layer: Stacked) -> dict[str, Any]:
-        """Those of the operator; reject options that it has not."""
+        """The attributes of the operator; reject options that it lacks."""
         cell: Any = layer.cell
         D, usual = layer.num_directions, FUNCTIONS[_OPERATORS[layer.cell.name]]
         direction = "bidirectional" if layer.bidirectional else "reverse" if layer.reverse else "forward"
@@ -423,7 +423,7 @@ class _Graph:
     def weights(
         self, layer: Stacked, number: int, params: Mapping[str, NDArray[Any]], prefix: str
     ) -> tuple[str, str, str, str]:
-        """The names of W, R, B and P of a layer; B and P are empty where there are none."""
+        """The names of a layer's W, R, B and P; B and P are empty if the layer has none."""
         cell, hidden, (theirs, ours) = layer.cell, layer.hidden_size, GATES[_OPERATORS[layer.cell.name]]
         coupled, candidate = getattr(cell, "coupled", False), getattr(cell, "update", "state") == "candidate"
 
@@ -431,10 +431,10 @@ class _Graph:
             array = params.get(name + suffix, np.zeros(hidden, self.dtype))  # an IndRNN has one bias
             if name == "weight_hh" and array.ndim == 1:
                 array = np.diag(array)
-            if coupled:  # ONNX has rows of f, and does not read them
+            if coupled:  # ONNX has rows for f, but does not read them
                 array = np.concatenate([array[:hidden], np.zeros_like(array[:hidden]), array[hidden:]])
             blocks = reordered(array, ours, theirs)
-            if candidate:  # its z is one minus ONNX's
+            if candidate:  # gpurnn's z is one minus ONNX's
                 blocks[:hidden] *= -1
             return blocks
 
@@ -457,7 +457,7 @@ class _Graph:
 
 
 def _parts(layer: Layer) -> Iterator[Layer]:
-    """The layers that a `Sequential` runs, those of one in it too; another layer is its own part."""
+    """The layers that a `Sequential` runs, including nested ones; any other layer is its own part."""
     for part in layer.layers if isinstance(layer, layers.Sequential) else ():
         yield from _parts(part)
     if not isinstance(layer, layers.Sequential):
@@ -465,7 +465,7 @@ def _parts(layer: Layer) -> Iterator[Layer]:
 
 
 def _function(activation: Activation) -> tuple[str, tuple[float, ...]]:
-    """ONNX's name of an activation, and its alpha and beta."""
+    """ONNX's name for an activation, and its alpha and beta."""
     name, numbers = activations.name_of(activation), activations.numbers_of(activation)
     if name == "identity":
         name, numbers = "affine", (1.0, 0.0)
@@ -473,6 +473,6 @@ def _function(activation: Activation) -> tuple[str, tuple[float, ...]]:
 
 
 def _is_odd(activation: Activation) -> bool:
-    """Whether 1 - f(a) is f(-a)."""
+    """Whether 1 - f(a) equals f(-a)."""
     name, numbers = activations.name_of(activation), activations.numbers_of(activation)
     return name == "sigmoid" or (name in ("hard_sigmoid", "affine") and numbers[1] == 0.5)

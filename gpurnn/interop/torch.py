@@ -20,45 +20,45 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 FORM = {"reset_after": True, "update": "state"}
-"""The GRU of PyTorch."""
+"""The options of PyTorch's GRU."""
 
 _KINDS = {1: "rnn", 3: "gru", 4: "lstm"}
-"""Cells by the number of their gates."""
+"""The cells by their number of gates."""
 
 _OWN = {"IndRNN": 1, "MinGRU": 2, "MinLSTM": 3}
-"""The modules of gpurnn.torch that `torch.nn` has not, and the gates of their cells."""
+"""The modules of gpurnn.torch that `torch.nn` lacks, and the number of gates of their cells."""
 
 
 def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions]) -> Any:
-    """The layer of a PyTorch module, of its weights, or of a file of them.
+    """Make the layer of a PyTorch module, of its weights, or of a file of weights.
 
     Parameters
     ----------
     source : torch.nn.Module, dict of arrays, or path
         A module: `torch.nn.RNN`, `LSTM`, `GRU`, their cells, `Linear`, `Embedding`, `LayerNorm`, a module of
-        `gpurnn.torch`, or one that has such a module under ``prefix``. Weights by PyTorch's names, as tensors or NumPy
-        arrays. A file that `torch.save` wrote of weights, which is read by ``torch.load(weights_only=True)``, so that
-        nothing in it is run; or a safetensors file, which needs no PyTorch.
+        `gpurnn.torch`, or one that has such a module under ``prefix``. Or weights by PyTorch's names, as tensors or
+        NumPy arrays. Or a file of weights that `torch.save` wrote, which is read by ``torch.load(weights_only=True)``,
+        so that nothing in it is run; or a safetensors file, which does not need PyTorch.
     prefix : str
-        What the names of the weights begin with, ``"encoder.rnn."``, where there are weights of more than one layer.
+        The beginning of the weights' names, such as ``"encoder.rnn."``, if there are weights of more than one layer.
     **options
-        Arguments of the layer's constructor that weights do not say: ``batch_first=True``, ``dropout=0.1``, for a
-        vanilla network ``activation="relu"``. A module says them itself.
+        Arguments of the layer's constructor that weights do not determine: ``batch_first=True``, ``dropout=0.1``, for a
+        vanilla network ``activation="relu"``. A module provides them itself.
 
     Returns
     -------
     layer : RNN, LSTM, GRU, Dense, Embedding or LayerNorm
-        Or what a module of `gpurnn.torch` is. Its parameters are copies. A GRU has ``reset_after=True,
-        update="state"``, unless a file of gpurnn's says another form, or ``options`` do.
+        For a module of `gpurnn.torch`, the layer of its name. Parameters are copies. A GRU has ``reset_after=True,
+        update="state"``, unless a file of gpurnn or ``options`` specify another form.
 
     Raises
     ------
     ValueError, TypeError, KeyError
-        The weights are of no such layer, or do not fit each other: the message names the first.
+        The weights belong to no such layer, or do not fit each other: the message names the first.
     NotImplementedError
-        gpurnn has no layer with an option that the weights are of.
+        gpurnn has no layer with one of the weights' options.
     FileFormatError, OSError
-        The file is none of weights, or cannot be read.
+        The file is not a file of weights, or cannot be read.
 
     Examples
     --------
@@ -89,13 +89,13 @@ def from_torch(source: Any, prefix: str = "", **options: Unpack[FromTorchOptions
     if not own:
         raise KeyError(f"{where}: no weight begins with {prefix!r}, expected one of {sorted(map(str, source))[:20]}")
     if path is not None and sum(getattr(value, "nbytes", 0) for value in own.values()) > os.path.getsize(path):
-        # Tensors may be views of few numbers: they share them, or repeat one.
+        # Tensors may be views of fewer numbers, which they share or repeat.
         raise _files.FileFormatError(f"{os.fspath(path)}: its weights have more bytes than the file")
     return _layer(where, None, {n.removeprefix(prefix): _array(where, n, a) for n, a in own.items()}, given)
 
 
 def _read(where: str, path: Any, prefix: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The weights in a file, and the form of the GRU under ``prefix`` if the file says it."""
+    """The weights in a file, and the form of the GRU under ``prefix`` if the file records it."""
     _checks.path(where, "source", path)
     if Path(path).suffix == ".safetensors":
         content, tensors = _files.read_tensors(path)
@@ -109,7 +109,7 @@ def _read(where: str, path: Any, prefix: str) -> tuple[Mapping[str, Any], dict[s
         source = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # what a damaged file makes PyTorch raise is anything
+    except Exception as error:  # a damaged file can make PyTorch raise any error
         first = str(error).strip().partition("\n")[0]
         raise _files.FileFormatError(f"{os.fspath(path)}: no file of weights that PyTorch reads: {first}") from error
     if not isinstance(source, Mapping):
@@ -120,12 +120,12 @@ def _read(where: str, path: Any, prefix: str) -> tuple[Mapping[str, Any], dict[s
 
 
 def _check_archive(path: Any, file: BinaryIO) -> None:
-    """Reject compressed entries, which PyTorch writes none of, and which may be of any size once they are read."""
+    """Reject compressed entries: PyTorch writes none, and they may expand to any size."""
     try:
         with zipfile.ZipFile(file) as archive:
             compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return  # it is no archive, but of the form before; or none that PyTorch reads
+        return  # not an archive: PyTorch's older format, or a file that PyTorch will reject
     if compressed:
         raise _files.FileFormatError(
             f"{os.fspath(path)}: {compressed[0]} is compressed, expected what torch.save writes"
@@ -133,7 +133,7 @@ def _check_archive(path: Any, file: BinaryIO) -> None:
 
 
 def _parsed(path: Any, form: Any) -> dict[str, Any]:
-    """The options of a GRU from what files of gpurnn say of its form."""
+    """The options of a GRU, from the form that gpurnn's files record."""
     if form is None:
         return {}
     for reset_after in (False, True):
@@ -148,7 +148,7 @@ def _array(where: str, name: str, value: Any) -> NDArray[Any]:
         try:
             value = value.detach().cpu()
             if str(value.dtype) in ("torch.float16", "torch.bfloat16"):
-                value = value.float()  # which holds every number of theirs
+                value = value.float()  # float32 represents all their numbers
             value = value.numpy()
         except (RuntimeError, TypeError) as error:
             raise TypeError(f"{where}: {name} is no array of numbers: {_files.reason(error)}") from error
@@ -158,7 +158,7 @@ def _array(where: str, name: str, value: Any) -> NDArray[Any]:
 
 
 def _options(where: str, module: Any) -> dict[str, Any]:
-    """What a module says of itself: the kind of layer, and the arguments of its constructor."""
+    """The kind of layer of a module, and the arguments of its constructor."""
     kind = type(module).__name__
     if kind in ("RNN", "LSTM", "GRU", *_OWN):
         options = {"batch_first": module.batch_first, "dropout": module.dropout if module.num_layers > 1 else 0.0}
@@ -184,7 +184,7 @@ def _options(where: str, module: Any) -> dict[str, Any]:
 
 
 def _layer(where: str, kind: str | None, params: dict[str, NDArray[Any]], options: dict[str, Any]) -> Layer:
-    if "weight_hh" in params:  # of a cell
+    if "weight_hh" in params:  # the weights of a cell
         params = {f"{name}_l0": array for name, array in params.items()}
     if "weight_hh_l0" in params or kind in (*_KINDS.values(), *map(str.lower, _OWN)):
         return _recurrent(where, kind, params, options)
@@ -253,10 +253,10 @@ def _recurrent(where: str, kind: str | None, params: dict[str, NDArray[Any]], op
 
 
 def to_torch(layer: Layer) -> Any:
-    """The module of `torch.nn` with the weights of a layer: `RNN`, `LSTM`, `GRU`, `Linear`, `Embedding` or `LayerNorm`.
+    """Make the module of `torch.nn` with a layer's weights: `RNN`, `LSTM`, `GRU`, `Linear`, `Embedding` or `LayerNorm`.
 
-    A GRU with ``update="candidate"`` weighs the candidate with z where PyTorch's weighs the state: its z is one minus
-    PyTorch's, whose weights are the negative ones.
+    In a GRU with ``update="candidate"``, z weighs the candidate; in PyTorch's, z weighs the state. So z is one minus
+    PyTorch's z, and the weights of z are negated.
 
     Raises
     ------
@@ -302,7 +302,7 @@ def _only(where: str, layer: Any, option: str, value: Any, cure: str) -> None:
 
 
 def _arguments(where: str, layer: Recurrent) -> dict[str, Any]:
-    """The arguments of the constructor in `torch.nn`; reject options that it has not."""
+    """The arguments of the constructor in `torch.nn`; reject options that it lacks."""
     shared = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
     arguments = {name: layer._argument(name) for name in shared}
     if layer.cell.name == "rnn":

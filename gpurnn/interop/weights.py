@@ -1,4 +1,4 @@
-"""What the libraries share: the order of gates, and the layer of gpurnn that weights belong to."""
+"""Code that all libraries share: reorder gates, and make gpurnn's layer for some weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class FromTorchOptions(OwnOptions, cells.GateOptions, total=False):
-    """The options of the layers that weights of PyTorch do not say."""
+    """The options of layers that PyTorch's weights do not determine."""
 
     activation: str | tuple[str, float] | tuple[str, float, float]
     batch_first: bool
@@ -28,26 +28,26 @@ class FromTorchOptions(OwnOptions, cells.GateOptions, total=False):
 
 
 class FromKerasOptions(RecurrentOptions, total=False):
-    """The options of the layers that weights of Keras do not say."""
+    """The options of layers that Keras's weights do not determine."""
 
     batch_first: bool
     dropout: float
 
 
 def reordered(array: NDArray[Any], gates: Sequence[str], into: Sequence[str]) -> NDArray[Any]:
-    """The blocks of the first axis, one for each of ``gates``, in the order of ``into``."""
+    """Reorder the blocks of the first axis, one for each of ``gates``, to the order ``into``."""
     blocks = dict(zip(gates, np.split(array, len(gates)), strict=True))
     return np.concatenate([blocks[gate] for gate in into])
 
 
 def is_default(parameter: inspect.Parameter, value: Any) -> bool:
-    """Whether an option as `Layer.config` has it is the constructor's default."""
+    """Whether the value of an option in `Layer.config` is the constructor's default."""
     default = parameter.default
     return bool(value == (list(default) if isinstance(default, tuple) and isinstance(value, list) else default))
 
 
 def installed(where: str, library: str, extra: str) -> Any:
-    """A library, or the error that says how it is installed."""
+    """Import a library; if it is missing, raise an error that says how to install it."""
     try:
         return importlib.import_module(library)
     except ImportError as error:
@@ -55,14 +55,14 @@ def installed(where: str, library: str, extra: str) -> Any:
 
 
 def made(where: str, kind: str, arguments: Mapping[str, Any], params: Arrays) -> Any:
-    """The recurrent layer of a cell with these parameters.
+    """Make the recurrent layer of a cell with these parameters.
 
     Raises
     ------
     ValueError, TypeError
-        A parameter has not the shape that belongs to the arguments, or is missing.
+        A parameter is missing, or its shape does not fit the arguments.
     NotImplementedError
-        The layer has none of an option.
+        The layer lacks an option.
     """
     make: Any = LAYERS[kind]
     known = _checks.signature(make).parameters
@@ -87,7 +87,7 @@ def made(where: str, kind: str, arguments: Mapping[str, Any], params: Arrays) ->
 
 
 def taken(where: str, layer: Layer, params: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Put copies of the parameters into a layer; reject those that do not fit, by name."""
+    """Copy the parameters into a layer; reject those that do not fit, by name."""
     for name in shapes:
         if name not in params:
             raise ValueError(f"{where}: {name} is missing, expected {sorted(shapes)}")
@@ -95,6 +95,6 @@ def taken(where: str, layer: Layer, params: Arrays, shapes: Mapping[str, tuple[i
         if name not in shapes:
             raise ValueError(f"{where}: {name} is no parameter of {layer._expression()}, expected {sorted(shapes)}")
         _checks.shape(where, name, array, shapes[name], f"that of {layer._expression()}")
-    with layer._overwritten():  # made once it is sure that they are there: a file may ask for more than it holds
+    with layer._overwritten():  # not made before all are known to exist: a file may ask for more than it holds
         for name in shapes:
             layer.params[name][...] = params[name]

@@ -27,7 +27,7 @@ class Steps(ABC):
     """
 
     slots: int
-    """The blocks of H numbers in a row's gate gradients; those of the input come first, in the order of `input_rows`."""
+    """The blocks of H numbers in a row's gate gradients; the input's come first, in the order of `input_rows`."""
     input_rows: Rows
     """The order and sign in which `forward` takes the gates of W_ih x."""
     rows: Rows
