@@ -425,7 +425,7 @@ def _metadata(header: bytes) -> dict[str, str]:
     try:
         content, _ = json.JSONDecoder().raw_decode(text, match.end())
     except (ValueError, RecursionError) as error:
-        raise _Rejected(f"damaged: its metadata are no JSON ({error})") from error
+        raise _Rejected(f"damaged: its metadata are not JSON ({error})") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise _Rejected("damaged: its metadata are not strings by name")

@@ -177,7 +177,7 @@ def explain(layer: Any, x: Any, *, device: Any = None) -> Explanation | Explanat
             layer = layer()
     parts = {"": layer} if isinstance(layer, Stacked) else _recurrent("", layer)
     if not parts:
-        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected an {layer_names()}, or what holds one")
+        raise TypeError(f"{where}: layer is {_checks.described(layer)}, expected an {layer_names()}, or a model of one")
     shape = x if isinstance(x, tuple) else getattr(x, "shape", None)
     if shape is None or not (len(shape) == 3 or (len(shape) == 2 and not isinstance(layer, Stacked))):
         raise TypeError(f"{where}: x is {x!r}, expected an array of three axes or its shape")

@@ -65,7 +65,7 @@ def _of(name: str) -> Any:
 
     del called.__dict__["vjp"], called.__wrapped__
     called.__signature__ = signature  # type: ignore[attr-defined]
-    called.__doc__ = f"`gpurnn.{name}`, for `jax.grad`, `jax.jit` and `jax.vmap`; the arguments and results are its."
+    called.__doc__ = f"`gpurnn.{name}`, for `jax.grad`, `jax.jit` and `jax.vmap`; arguments and results are the same."
     return called
 
 

@@ -310,8 +310,7 @@ class Optimizer(_checks.ListsOptions):
         for slot, arrays in self._state.items():
             if arrays.keys() != params.keys():
                 raise ValueError(
-                    f"{where}: params has the names {sorted(params)}, "
-                    f"expected those of the steps before, {sorted(arrays)}"
+                    f"{where}: params has the names {sorted(params)}, expected those of earlier steps, {sorted(arrays)}"
                 )
             names = {name: f"the optimizer's {slot}.{name}" for name in params}
             for name, p in params.items():

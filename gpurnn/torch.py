@@ -152,7 +152,7 @@ def _recurrence_backward(
     kept = _kept.get(int(handle))
     if kept is None:
         raise RuntimeError(
-            "gpurnn.torch: what the forward pass saved is gone, expected it to live as long as its graph"
+            "gpurnn.torch: the values that the forward pass saved are gone, expected them to live as long as its graph"
         )
     dstate: Any = _array("the gradient of h", dh)
     if layer.cell.states == 2:

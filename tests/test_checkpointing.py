@@ -234,7 +234,7 @@ def test_options_out_of_their_range_are_refused(options, error, message):
 @pytest.mark.parametrize("options", [{"checkpoint_every": 3}, {"state_after": 3}], ids=str)
 def test_a_bidirectional_layer_has_no_state_to_keep(options):
     (name,) = options
-    message = f"^GRU: {name} is 3, expected None as the layer is bidirectional: no state parts"
+    message = f"^GRU: {name} is 3, expected None as the layer is bidirectional: no single state"
     with pytest.raises(ValueError, match=message):
         gpurnn.GRU(2, 3, bidirectional=True).vjp(np.zeros((9, 2, 2), np.float32), **options)
 

@@ -284,7 +284,7 @@ def test_options_that_are_refused(options, message):
 
 def test_stacks_that_are_refused():
     for options in ({"bidirectional": True}, {"batch_first": True}, {"variational_dropout": 0.5}):
-        with pytest.raises(ValueError, match=f"recurrent has {next(iter(options))}=.*which a decoder has not"):
+        with pytest.raises(ValueError, match=f"recurrent has {next(iter(options))}=.*which a decoder lacks"):
             Decoder(gpurnn.GRU(3, 4, **options))
     with pytest.raises(ValueError, match="Decoder: recurrent has proj_size=2, expected 0"):
         Decoder(gpurnn.LSTM(3, 4, proj_size=2))

@@ -320,7 +320,7 @@ def test_step_refuses_other_parameters_than_before():
     optimizer, params = Adam(), {"w": np.ones(3)}
     optimizer.step(params, {"w": np.ones(3)})
     for other, error, message in [
-        ({"v": np.ones(3)}, ValueError, r"params has the names \['v'\], expected those of the steps before, \['w'\]"),
+        ({"v": np.ones(3)}, ValueError, r"params has the names \['v'\], expected those of earlier steps, \['w'\]"),
         (
             {"w": np.ones(4)},
             ValueError,

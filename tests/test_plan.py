@@ -413,7 +413,7 @@ def test_explain_takes_models_and_what_holds_recurrent_layers():
         assert gpurnn.explain(translator, (10, 3)).keys() == parts
     for held in (gpurnn.Dense(2, 3), gpurnn.TransformerBlock(2, 1), 3):
         with pytest.raises(
-            TypeError, match=r"explain: layer is an? \w+, expected an RNN, LSTM or GRU, or what holds one"
+            TypeError, match=r"explain: layer is an? \w+, expected an RNN, LSTM or GRU, or a model of one"
         ):
             gpurnn.explain(held, (4, 2, 2))
     with pytest.raises(TypeError, match=r"explain: x is \(4, 2\), expected an array of three axes"):

@@ -94,7 +94,7 @@ class Transition:
         if layer.num_layers != 1 or layer.bidirectional:
             raise ValueError(
                 f"{where}: layer has num_layers={layer.num_layers}, bidirectional={layer.bidirectional}, expected one "
-                "layer and direction; gpurnn.analysis.parts(layer) takes it apart"
+                "layer and direction; gpurnn.analysis.parts(layer) splits it"
             )
         if layer.output_size != layer.hidden_size:
             raise ValueError(f"{where}: layer has proj_size={layer.output_size}, expected 0: h and c of one width")

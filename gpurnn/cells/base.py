@@ -28,7 +28,7 @@ NORM_TEXTS = {
 }
 
 ZONEOUT_H = (
-    "Where it is 1, h keeps its value of the step before, and where it is 0 it does not: in place of ``zoneout``."
+    "Where it is 1, h keeps its value of the previous step; where it is 0, it does not. It replaces ``zoneout``."
 )
 """A text for docstrings."""
 

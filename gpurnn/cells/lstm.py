@@ -73,7 +73,7 @@ class LSTM(Cell):
     masks: ClassVar[tuple[str, ...]] = ("dropout_g", "zoneout_h", "zoneout_c")
     texts: ClassVar[dict[str, str]] = {
         "peephole_i": "Weights of c_{t-1} in the argument of i: see `gpurnn.LSTM`, ``peephole``.",
-        "peephole_f": "Weights of c_{t-1} in the argument of f. With ``coupled`` there is none.",
+        "peephole_f": "Weights of c_{t-1} in the argument of f. There is none with ``coupled``.",
         "peephole_o": "Weights of c_t in the argument of o.",
         **NORM_TEXTS,
         "norm_c": "Weights of the normalised c_t.",
@@ -81,7 +81,7 @@ class LSTM(Cell):
         "weight_hr": "W_hr, (proj_size, H): h_t = W_hr (o tanh(c_t)). W_hh, h, y and mask then have its width.",
         "dropout_g": "Multiplies the candidate g of each step.",
         "zoneout_h": ZONEOUT_H,
-        "zoneout_c": "The same for c.",
+        "zoneout_c": "The same as ``zoneout_h``, for c.",
     }
 
     @property

@@ -17,7 +17,7 @@ def _form(context: click.Context, parameter: click.Parameter, values: tuple[str,
     for value in values:
         name, equals, text = value.partition("=")
         if not equals:
-            raise click.BadParameter(f"{value!r} is no OPTION=VALUE")
+            raise click.BadParameter(f"{value!r} is not OPTION=VALUE")
         try:
             form[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -29,7 +29,7 @@ def _form(context: click.Context, parameter: click.Parameter, values: tuple[str,
 @click.argument("target")
 @click.option("--cell", type=click.Choice(list(KINDS)), help="The cell of a function.")
 @click.option("--library", default="numpy", show_default=True, help="The library of the arrays that a function takes.")
-@click.option("--form", multiple=True, callback=_form, help="OPTION=VALUE that a function has without being given it.")
+@click.option("--form", multiple=True, callback=_form, help="OPTION=VALUE that a function always has.")
 @click.option("--format", "style", type=click.Choice(["text", "json", "junit"]), default="text", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, writable=True), help="A file, instead of the terminal.")
 def main(target: str, cell: str | None, library: str, form: dict[str, object], style: str, output: str | None) -> None:

@@ -94,7 +94,7 @@ def _added(where: str, xp: Any, mask: Array, shape: tuple[int, ...], like: Array
     elif len(given) != 4 or given[2:] != (T, S) or given[0] not in (1, B) or given[1] not in (1, n):
         raise ValueError(
             f"{where}: attn_mask has shape {given}, expected (T, S) = {(T, S)}, (B*num_heads, T, S) = {(B * n, T, S)}, "
-            f"or (B, num_heads, T, S) = {shape}, of which B and num_heads may be 1"
+            f"or (B, num_heads, T, S) = {shape}, where B and num_heads may be 1"
         )
     if mask.dtype != xp.bool:
         return mask

@@ -264,7 +264,7 @@ class _Search:
             entry = group[key]
             is_array = isinstance(entry, self.h5py.Dataset) and not (entry.is_virtual or entry.external)
             if not is_array or entry.dtype.kind != "f":
-                raise _files.FileFormatError(f"{self.path}: {entry.name} is no array of floats in the file itself")
+                raise _files.FileFormatError(f"{self.path}: {entry.name} is not an array of floats in the file itself")
             self.left -= entry.nbytes
             if self.left < 0:
                 raise _files.FileFormatError(f"{self.path}: {entry.name} has more bytes than the file")

@@ -117,7 +117,7 @@ def from_onnx(source: Any, name: str | None = None) -> Any:
     operator = read_operator(where, node.op_type, _attributes(where, onnx, node), arrays)
     first, *others = operator.directions
     if any(other.options != first.options for other in others):
-        raise NotImplementedError(f"{where}: the directions have different activations, expected those of one twice")
+        raise NotImplementedError(f"{where}: the directions have different activations, expected the same ones in both")
     w_ih, w_hh = first.params["weight_ih"], first.params["weight_hh"]
     arguments = {
         "input_size": w_ih.shape[1], "hidden_size": w_hh.shape[1], "bias": "bias_ih" in first.params,

@@ -221,7 +221,7 @@ def _recurrent(where: str, kind: str | None, params: dict[str, NDArray[Any]], op
     own = {name.lower(): gates for name, gates in _OWN.items()}
     for name in ("weight_ih_l0", *(() if kind in own else ("weight_hh_l0",))):
         if name not in params:
-            raise ValueError(f"{where}: {name} is missing, expected it beside {sorted(params)[:20]}")
+            raise ValueError(f"{where}: {name} is missing, expected it besides {sorted(params)[:20]}")
         _checks.ndim(where, name, params[name], 2, "(gates*hidden_size, ...)")
     w_ih, projection = params["weight_ih_l0"], params.get("weight_hr_l0")
     if kind in own:

@@ -69,7 +69,7 @@ def made(where: str, kind: str, arguments: Mapping[str, Any], params: Arrays) ->
     for name, value in arguments.items():
         if name not in known:
             raise NotImplementedError(
-                f"{where}: the weights are of {name}={value!r}, which gpurnn.{make.__name__} has not"
+                f"{where}: the weights are of {name}={value!r}, which gpurnn.{make.__name__} lacks"
             )
     for name, array in params.items():
         if array.size == 0:

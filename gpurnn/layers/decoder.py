@@ -172,7 +172,7 @@ class Decoder(Composite):
             raise TypeError(f"{where}: recurrent is {_checks.described(recurrent)}, expected an {layer_names()}")
         for name in ("bidirectional", "batch_first", "residual", "variational_dropout", "recurrent_dropout"):
             if getattr(recurrent, name):
-                raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder has not")
+                raise ValueError(f"{where}: recurrent has {name}={getattr(recurrent, name)!r}, which a decoder lacks")
         if projected := getattr(recurrent.cell, "proj_size", 0):
             raise ValueError(
                 f"{where}: recurrent has proj_size={projected}, expected 0: a decoder has outputs of hidden_size"

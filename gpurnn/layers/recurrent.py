@@ -198,8 +198,8 @@ class Stacked(Layer):
         if self.dropout and self.num_layers == 1:
             _checks.warn(
                 where,
-                f"dropout={self.dropout} has no effect, as there is one layer: it acts on the output of each layer but "
-                "the last. A Dropout layer behind this one acts on its output",
+                f"dropout={self.dropout} has no effect, as there is one layer: it acts on the output of each layer "
+                "except the last. A Dropout layer after this one acts on its output",
             )
         if self.residual and self.num_layers == 1 and self.input_size != self.output_size:
             _checks.warn(
@@ -555,7 +555,7 @@ class Stacked(Layer):
             if value is not None and self.bidirectional:
                 raise ValueError(
                     f"{type(self).__name__}: {name} is {value!r}, expected None as the layer is bidirectional: no "
-                    "state parts the steps before from those after, which its backward direction comes from"
+                    "single state separates earlier steps from later ones, where its backward direction begins"
                 )
 
     def _turned(self, xp: Any, array: Array, *, back: bool = False) -> Array:
