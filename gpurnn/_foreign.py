@@ -200,7 +200,7 @@ def mixed(where: str, name: str, array: Any, other: str, with_array: Any) -> Typ
 
 
 def check_one_kind(where: str, arrays: Iterable[tuple[str, Any]]) -> None:
-    """Reject arrays, named by their expressions, unless they are all of one kind."""
+    """Reject arrays, named by their expressions, unless all are of one kind; NumPy and CuPy count as one here."""
     found = [(name, array, kind_of(array)) for name, array in arrays if _is_array(array)]
     for name, array, kind in found[1:]:
         if not _alike(kind, found[0][2]):

@@ -37,7 +37,7 @@ class Explanation:
         The launches in a layer's whole pass, without the products over all steps.
     flops_per_step, bytes_per_step : int
         For one step of a layer's recurrence in all directions, in training: the arithmetic of the recurrent products,
-        and the bytes of global memory that kernels load and store, through the L2 cache or past it.
+        and the bytes of global memory that kernels load and store, whether or not the L2 cache serves them.
     microseconds_per_step : dict of str to float
         The prediction for each schedule that fits the device.
     bound_by : str

@@ -19,7 +19,7 @@ _HALVINGS = 8
 _STEPS = 20
 """The network's own steps that are taken if no Newton step helps."""
 _BETWEEN = np.linspace(0, 1, 9)[1:-1, None]
-"""The points between two states at which to test whether all states are fixed."""
+"""The points between two states at which to test whether all states between them are fixed."""
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ class OnnxRuntime(Kernel):
 def find(
     target: str, cell: str | None = None, library: str = "numpy", form: Mapping[str, Any] | None = None
 ) -> list[Kernel]:
-    """The kernels that a name stands for.
+    """Find the kernels with this name.
 
     Parameters
     ----------
