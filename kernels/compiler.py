@@ -80,6 +80,11 @@ def compiler_version(compiler: tuple[str, ...]) -> str:
     return run((*compiler, "--version"))
 
 
+def is_clang(compiler: tuple[str, ...]) -> bool:
+    """Whether the compiler is clang++, as the one in the ``ziglang`` wheel is, and not g++."""
+    return "ziglang" in compiler or "clang" in compiler_version(compiler)
+
+
 def time_limit() -> float:
     """Seconds that a command of the compiler may take: ``$GPURNN_COMPILER_TIMEOUT``, or 600.
 

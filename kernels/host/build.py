@@ -28,7 +28,6 @@ COMMON_FLAGS = (
     "-fPIC",
     "-g1",
     "-gdwarf-4",  # addr2line of binutils 2.40 takes the wrong file out of g++ 12's version 5
-    "-fno-var-tracking-assignments",  # half of g++'s time, for locations of variables that -g1 does not write
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-fno-strict-aliasing",
@@ -41,8 +40,10 @@ COMMON_FLAGS = (
 UNDEFINED_FLAGS = (
     "-fsanitize=bounds,null,alignment,bool,enum,return,unreachable,signed-integer-overflow,shift-exponent,integer-divide-by-zero",
 )
+# Half of g++'s time goes to locations of variables, which -g1 does not write.
+GCC_FLAGS = ("-fno-var-tracking-assignments",)
 # Address checks as calls find the same as inlined checks, and g++ takes half the time for them.
-CHECKS_AS_CALLS = ("--param=asan-instrumentation-with-call-threshold=0",)
+GCC_SANITIZE_FLAGS = ("--param=asan-instrumentation-with-call-threshold=0",)
 # A call before each memory access. Vector accesses, which clang++ makes of a loop, would have none.
 RECORDED_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
 # -O1: compilation happens so often that the few short launches would not repay more.
@@ -53,7 +54,6 @@ KERNEL_FLAGS = {
         "-fno-omit-frame-pointer",
         "-fsanitize=address",
         "-fsanitize-recover=address",
-        *CHECKS_AS_CALLS,
         *UNDEFINED_FLAGS,
     ),
     "conflicts": ("-O1", *RECORDED_FLAGS, *UNDEFINED_FLAGS),
@@ -81,13 +81,20 @@ def find_compiler() -> tuple[str, ...]:
     return cpp.find_compiler()
 
 
+def _common_flags(compiler: tuple[str, ...], build: str) -> tuple[str, ...]:
+    flags = (*COMMON_FLAGS, "-fno-sanitize=undefined")
+    if cpp.is_clang(compiler):
+        return flags
+    return (*flags, *GCC_FLAGS, *(GCC_SANITIZE_FLAGS if build == "sanitize" else ()))
+
+
 def _executor_objects(compiler: tuple[str, ...], build: str) -> list[Path]:
     recorder = build if build in ("conflicts", "counts") else "no_recorder"
     headers = [(HOST / name).read_bytes() for name in ("executor.h", "fiber.h", "accesses.h", "counts.h")]
 
     def object_of(part: str) -> Path:
         path = HOST / f"{part}.cpp"
-        command = (*compiler, *COMMON_FLAGS, "-fno-sanitize=undefined", *EXECUTOR_FLAGS[build], "-c", str(path))
+        command = (*compiler, *_common_flags(compiler, build), *EXECUTOR_FLAGS[build], "-c", str(path))
         key = cpp.digest_of(*command, cpp.compiler_version(compiler), cpp.machine(), path.read_bytes(), *headers)
         return cpp.cached(f"{part}-{key}.o", lambda target: cpp.run((*command, "-o", str(target))))
 
@@ -123,8 +130,7 @@ def build_library(
         f"namespace host {{ const Kernel kernels[] = {{{table}}}; const int kernel_count = {len(kernels)}; }}\n"
     )
     flags = (
-        *COMMON_FLAGS,
-        "-fno-sanitize=undefined",
+        *_common_flags(compiler, build),
         *KERNEL_FLAGS[build],
         f"-I{KERNELS}",
         "-include",
@@ -134,7 +140,7 @@ def build_library(
     if build in ("sanitize", "conflicts") and source.parent.name == "recurrence":
         flags += ("-O0",)  # compiled for each cell and schedule, with checks; the kernels of other files run for longer
     version = cpp.compiler_version(compiler)
-    if build == "counts" and "clang" not in version and "ziglang" not in compiler:
+    if build == "counts" and not cpp.is_clang(compiler):
         flags += ("-fno-thread-jumps",)  # a copy of code for each outcome of a condition would count twice
     texts = cpp.source_closure(source, include)
     texts |= cpp.source_closure(HOST / "cuda_on_host.h")
@@ -160,11 +166,7 @@ def sanitizer_environment() -> dict[str, str]:
     AddressSanitizer has to be there before the first allocation, so it is preloaded; it then guards NumPy's arrays too.
     """
     compiler = find_compiler()
-    names = (
-        ("libasan.so",)
-        if "clang" not in cpp.compiler_version(compiler)
-        else ("libclang_rt.asan-x86_64.so", "libclang_rt.asan.so")
-    )
+    names = ("libasan.so",) if not cpp.is_clang(compiler) else ("libclang_rt.asan-x86_64.so", "libclang_rt.asan.so")
     for name in names:
         found = cpp.run((*compiler, f"-print-file-name={name}")).strip()
         if os.path.isabs(found) and os.path.exists(found):

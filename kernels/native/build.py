@@ -53,26 +53,28 @@ FLAGS = (
 LINK = ("-shared", "-pthread", *(["-static"] if os.name == "nt" else []))
 """With -static, Windows needs none of the compiler's own libraries."""
 
-# Line numbers, without the locations of variables, which take longer.
-_LINES = ("-g1", "-fno-var-tracking-assignments")
-
 BUILDS = {
     "plain": (),
     "quick": ("-O1",),
     # g++ takes five times as long for checks inlined into functions that are inlined.
     "sanitize": (
         "-O0",
-        *_LINES,
+        "-g1",
         "-U__device__",
         "-D__device__=inline",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
-        "--param=asan-instrumentation-with-call-threshold=0",
     ),
-    "threads": ("-O1", *_LINES, "-fsanitize=thread"),
+    "threads": ("-O1", "-g1", "-fsanitize=thread"),
 }
 """Further options, by the value of ``$GPURNN_NATIVE_BUILD``. The quick build takes half the time to compile; it is for
 libraries that an installation lacks. The libraries of the sanitizers must be preloaded."""
+
+# Most of g++'s time would go to locations of variables, which -g1 does not write, and to inlined checks.
+_GCC_FLAGS = {
+    "sanitize": ("-fno-var-tracking-assignments", "--param=asan-instrumentation-with-call-threshold=0"),
+    "threads": ("-fno-var-tracking-assignments",),
+}
 
 
 SHIPPED = Path(__file__).parent / "libraries"
@@ -127,7 +129,10 @@ class Library(NamedTuple):
             unit.unlink()
 
     def _flags(self, instructions: str, build: str) -> tuple[str, ...]:
-        return (*FLAGS, *INSTRUCTION_SETS[instructions], *self.options, *BUILDS[build], *LINK)
+        flags = BUILDS[build]
+        if build in _GCC_FLAGS and not cpp.is_clang(cpp.find_compiler()):
+            flags += _GCC_FLAGS[build]
+        return (*FLAGS, *INSTRUCTION_SETS[instructions], *self.options, *flags, *LINK)
 
 
 def _chosen_build() -> str:
