@@ -10,6 +10,7 @@ import pytest
 from test_cli import files, piped, refused, run
 
 from gpurnn import models
+from gpurnn.cli.forecast import Row, _shape_of
 from gpurnn.cli.tables import read_table, read_times
 from gpurnn.models.forecasting.times import evenly_spaced
 from gpurnn.training.directory import RunDirectory
@@ -243,6 +244,15 @@ def test_a_forecast_of_several_series_with_covariates(tmp_path):
     for row in found:
         assert float(row["sold"]) == pytest.approx(truth[row["shop"], row["day"]], rel=0.2)
     assert models.load(tmp_path / "o" / "model.safetensors").known_features == 1
+
+
+def test_roundings_make_no_trend():
+    """A season describes these series exactly, with a trend or without; only the roundings of the errors differ."""
+    for period in (2, 3, 4, 5, 6, 7):
+        for scale in (1.0, 3.0, 0.1):
+            values = [scale * (t * t % period) for t in range(60)]
+            series = Row("", list(range(60)), values, {}, [], 1)
+            assert not _shape_of([series], [float(period)], 5).trend, (period, scale)
 
 
 def test_rows_at_the_end_without_a_target_are_those_to_forecast(tmp_path):
