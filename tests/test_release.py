@@ -1,4 +1,4 @@
-"""Facts about a release that occur in two places agree: versions, requirements, supported Pythons."""
+"""Facts about a release that occur in two places agree: versions and their dates, requirements, supported Pythons."""
 
 import re
 from pathlib import Path
@@ -27,13 +27,16 @@ def supported():
     return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", pages("docs/compatibility.md"), re.MULTILINE))
 
 
-def test_every_file_has_the_version():
+def test_every_file_has_the_version_and_its_date():
     version = PROJECT["project"]["version"]
     assert gpurnn.__version__ == version
     assert f"\nversion: {version}\n" in pages("CITATION.cff")
     assert f"version = {{{version}}}" in pages("docs/cite.md")
-    assert re.search(r"^## (\S+) - ", pages("CHANGELOG.md"), re.MULTILINE)[1] == version
+    latest, date = re.search(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", pages("CHANGELOG.md"), re.MULTILINE).groups()
+    assert latest == version
     assert f'version: "{version}"' in pages("conda/recipe/recipe.yaml")
+    assert f"\ndate-released: {date}\n" in pages("CITATION.cff")
+    assert f"year    = {{{date[:4]}}}" in pages("docs/cite.md")
 
 
 def test_the_conda_recipe_requires_what_the_wheel_does():
