@@ -322,7 +322,7 @@ def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             meant = f"; did you mean {close[0]}?" if close else ""
-            raise TypeError(f"{where}: {name} is no option, expected one of {', '.join(known)}{meant}")
+            raise TypeError(f"{where}: {name} is not an option, expected one of {', '.join(known)}{meant}")
 
 
 def signature(kind: type, method: str = "__init__") -> inspect.Signature:

@@ -243,7 +243,7 @@ def test_the_demo(tmp_path, monkeypatch):
 def test_the_demo_does_not_touch_another_run(text, tmp_path):
     run("train", text, "--out", tmp_path / "run", *SMALL)
     before = parameters(tmp_path / "run")
-    assert "already holds a run that is no demo" in refused("demo", "--out", tmp_path / "run")
+    assert "already holds a run that is not a demo" in refused("demo", "--out", tmp_path / "run")
     assert_same(parameters(tmp_path / "run"), before)
 
 
@@ -846,7 +846,7 @@ def test_texts_in_other_encodings(tmp_path, encoding, options):
 @pytest.mark.parametrize("encoding", ["nonsense", "base64", ""])
 def test_what_is_no_encoding(text, tmp_path, encoding):
     said = run("train", text, "--out", tmp_path / "run", "--encoding", encoding, code=2).stderr
-    assert f"{encoding!r} is no encoding that Python knows" in said
+    assert f"{encoding!r} is not an encoding that Python knows" in said
 
 
 def test_a_text_in_another_encoding_than_said(text, tmp_path):
@@ -1053,7 +1053,7 @@ def test_a_run_in_the_place_of_a_demo_is_no_demo(text, tmp_path, monkeypatch):
     assert files(out) == before
     run("train", text, "--out", out, *SMALL, "--replace")
     before = files(out)
-    assert "already holds a run that is no demo" in refused("demo", "--out", out)
+    assert "already holds a run that is not a demo" in refused("demo", "--out", out)
     assert files(out) == before
 
 

@@ -268,7 +268,7 @@ def test_an_argument_that_a_layer_of_a_user_does_not_keep():
     layer = Scale(2, keep=False)
     assert repr(layer) == "Scale(2, ...)  # 0 parameters"
     for method in (layer.config, layer.clone):
-        with pytest.raises(AttributeError, match="Scale: keep is no attribute, expected one with the val"):
+        with pytest.raises(AttributeError, match="Scale: keep is not an attribute, expected one with the val"):
             method()
 
 

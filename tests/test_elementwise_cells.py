@@ -301,14 +301,14 @@ def test_explain_says_how_the_states_are_computed():
     [
         (
             lambda: gpurnn.MinGRU(2, 3, variational_dropout=0.1),
-            "MinGRU: variational_dropout is no option, expected one of",
+            "MinGRU: variational_dropout is not an option, expected one of",
         ),
         (lambda: gpurnn.MinLSTM(2, 3, init=("xavier", "zeros")), r"MinLSTM: init is \(.*, that of W_ih"),
         (
             lambda: gpurnn.indrnn(X, np.ones((3, 2)), np.ones((3, 3))),
             r"indrnn: weight_hh .*, expected \(hidden_size,\) = ",
         ),
-        (lambda: gpurnn.IndRNN(2, 3, layer_norm=True), "IndRNN: layer_norm is no option"),
+        (lambda: gpurnn.IndRNN(2, 3, layer_norm=True), "IndRNN: layer_norm is not an option"),
         (lambda: gpurnn.MinLSTM(2, 3, dtype="float64")(X, (X, X)), r"MinLSTM: state is a pair \(h, c\)"),
         (lambda: gpurnn.mingru(X, np.ones((5, 2))), r"mingru: weight_ih has shape \(5, 2\), expected \(2\*hidden_size"),
         (lambda: gpurnn.mingru(X, np.ones((1, 2))), "mingru: weight_ih has shape .* a hidden_size of at least 1"),

@@ -210,7 +210,7 @@ def test_what_a_failed_fit_learnt_is_forgotten():
     model = classifier()
     with pytest.raises(ValueError, match=r"X\[1\] holds NaN"):
         model.fit([X[0], X[1] * np.nan], ["a", "b"], steps=1)
-    with pytest.raises(TypeError, match="is no option"):
+    with pytest.raises(TypeError, match="is not an option"):
         model.fit(X[:2], ["a", "b"], steps=1, stepps=3)
     assert model.fit(X[:2], ["c", "d"], steps=1).classes_.tolist() == ["c", "d"]
 

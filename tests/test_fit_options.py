@@ -357,7 +357,7 @@ def test_the_options_that_a_type_checker_sees_are_those_that_there_are():
 )  # fmt: skip
 def test_an_unknown_option_is_answered_with_all_that_there_are(model):
     kind = type(model).__name__
-    with pytest.raises(TypeError, match=rf"^{kind}\.fit: opt is no option, expected one of ") as caught:
+    with pytest.raises(TypeError, match=rf"^{kind}\.fit: opt is not an option, expected one of ") as caught:
         model.fit([[1.0]], opt=3)
     listed = str(caught.value).partition("expected one of ")[2].partition(";")[0].split(", ")
     assert set(listed) == inspect.signature(model.fit).parameters.keys() - {"X"}
@@ -367,16 +367,18 @@ def test_an_unknown_option_is_answered_with_all_that_there_are(model):
 
 def test_layers_optimizers_schedules_and_data_answer_an_unknown_option_too():
     with pytest.raises(
-        TypeError, match=r"^LSTM: hidden is no option, expected one of activation, batch_first, bias, .*hidden_size"
+        TypeError, match=r"^LSTM: hidden is not an option, expected one of activation, batch_first, bias, .*hidden_size"
     ):
         gpurnn.LSTM(3, hidden=4)
-    with pytest.raises(TypeError, match=r"^Adam: learning_rate is no option, expected one of amsgrad, betas, .*, lr, "):
+    with pytest.raises(
+        TypeError, match=r"^Adam: learning_rate is not an option, expected one of amsgrad, betas, .*, lr, "
+    ):
         Adam(learning_rate=0.1)
-    with pytest.raises(TypeError, match=r"^Adam: ema_decy is no option, .*; did you mean ema_decay\?$"):
+    with pytest.raises(TypeError, match=r"^Adam: ema_decy is not an option, .*; did you mean ema_decay\?$"):
         Adam(ema_decy=0.9)
-    with pytest.raises(TypeError, match=r"^OneCycle: lr is no option, expected one of .*, max_lr, "):
+    with pytest.raises(TypeError, match=r"^OneCycle: lr is not an option, expected one of .*, max_lr, "):
         schedules.OneCycle(lr=0.1, total_steps=9)
-    with pytest.raises(TypeError, match=r"^PaddedBatches: size is no option, expected one of batch_size, "):
+    with pytest.raises(TypeError, match=r"^PaddedBatches: size is not an option, expected one of batch_size, "):
         PaddedBatches([np.ones(3)], size=3)
     translator = models.Translator(LETTERS, LETTERS, 4, 4)
     keywords = inspect.signature(models.Translator).parameters.keys()
@@ -386,7 +388,7 @@ def test_layers_optimizers_schedules_and_data_answer_an_unknown_option_too():
 
 
 def test_a_trainer_answers_an_unknown_option_too():
-    with pytest.raises(TypeError, match=r"^Trainer: patient is no option, .*; did you mean patience\?$"):
+    with pytest.raises(TypeError, match=r"^Trainer: patient is not an option, .*; did you mean patience\?$"):
         run(patient=3)
 
     class Mine(Trainer):

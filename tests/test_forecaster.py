@@ -480,8 +480,8 @@ def test_arrays_of_another_library():
         ({"hidden_size": 0}, "hidden_size is 0, expected at least 1"),
         ({"pooling": None}, "Forecaster: pooling is None, expected one of 'last', 'mean', 'attention'"),
         ({"loss": "l7"}, "Forecaster: loss is 'l7', expected one of 'mse'"),
-        ({"num_embeddings": 3}, "Forecaster: num_embeddings is no option"),
-        ({"output_activation": "tanh"}, "Forecaster: output_activation is no option, expected one of activation, "),
+        ({"num_embeddings": 3}, "Forecaster: num_embeddings is not an option"),
+        ({"output_activation": "tanh"}, "Forecaster: output_activation is not an option, expected one of activation, "),
         ({"cell": "elman"}, "Forecaster: cell is 'elman', expected one of"),
     ],
 )

@@ -119,11 +119,11 @@ def test_a_models_dropout_is_not_that_between_layers_it_does_not_have():
         ),
         (
             lambda: classifier(output_activation="tanh"),
-            "SequenceClassifier: output_activation is no option, expected one of activation, ",
+            "SequenceClassifier: output_activation is not an option, expected one of activation, ",
         ),
         (
             lambda: gpurnn.SequenceTagger(3, 4, 2, output_activation="tanh"),
-            "SequenceTagger: output_activation is no option, expected one of activation, ",
+            "SequenceTagger: output_activation is not an option, expected one of activation, ",
         ),
         (
             lambda: trainer(teacher_forcing=0.5),
@@ -139,29 +139,30 @@ def test_a_models_dropout_is_not_that_between_layers_it_does_not_have():
         ),
         (
             lambda: classifier(hiden=3),
-            "SequenceClassifier: hiden is no option, expected one of activation, .*bidirectional, .*num_embeddings, "
-            ".*pooling, .*rng",
+            "SequenceClassifier: hiden is not an option, expected one of activation, .*bidirectional, "
+            ".*num_embeddings, .*pooling, .*rng",
         ),
         (
             lambda: classifier(poling="mean"),
-            "SequenceClassifier: poling is no option, .*; did you mean pooling?",
+            "SequenceClassifier: poling is not an option, .*; did you mean pooling?",
         ),
-        (lambda: classifier(loss="mse"), "SequenceClassifier: loss is no option"),
+        (lambda: classifier(loss="mse"), "SequenceClassifier: loss is not an option"),
         (
             lambda: gpurnn.Translator(VOCABULARY, VOCABULARY, 4, 4, atention="dot"),
-            "Translator: atention is no option, expected one of activation, attention, .*; did you mean attention?",
+            "Translator: atention is not an option, expected one of activation, attention, .*; did you mean attention?",
         ),
         (
             lambda: classifier().fit(X, [0, 1, 0, 1], steps=1, pattience=3),
-            "SequenceClassifier.fit: pattience is no option, expected one of .*, patience, .*; did you mean patience?",
+            "SequenceClassifier.fit: pattience is not an option, expected one of .*, patience, .*; did you mean "
+            "patience?",
         ),
         (
             lambda: gpurnn.LanguageModel(VOCABULARY, 3, 3).fit("ababab" * 99, steps=1, windows=8),
-            "LanguageModel.fit: windows is no option, expected one of .*; did you mean window?",
+            "LanguageModel.fit: windows is not an option, expected one of .*; did you mean window?",
         ),
         (
             lambda: translator().predict([np.array([3])], beam_size=2, lenght_penalty=1.0),
-            "EncoderDecoder.predict: lenght_penalty is no option, expected one of batch_size, beam_size, ",
+            "EncoderDecoder.predict: lenght_penalty is not an option, expected one of batch_size, beam_size, ",
         ),
     ],
 )

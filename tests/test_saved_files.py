@@ -843,7 +843,7 @@ def test_a_class_of_the_same_name_does_not_take_the_place_of_gpurnns(tmp_path):
 
 def test_a_class_of_the_same_name_does_not_change_the_options_that_a_message_lists():
     defined("LanguageModel", gpurnn.LanguageModel, "__main__", __init__=lambda self, *, colour: None)
-    with pytest.raises(TypeError, match=r"LanguageModel: colour is no option, expected one of activation, bidirec"):
+    with pytest.raises(TypeError, match=r"LanguageModel: colour is not an option, expected one of activation, bidirec"):
         gpurnn.LanguageModel(CharVocabulary(["a", "b"]), 3, 4, colour=3)
 
 

@@ -635,7 +635,7 @@ def test_a_model_without_sizes_is_made_in_the_library_of_the_examples(model_clas
         (
             SequenceTagger,
             {"pooling": "last"},
-            "SequenceTagger: pooling is no option, expected one of activation, ",
+            "SequenceTagger: pooling is not an option, expected one of activation, ",
         ),
         (SequenceRegressor, {"pooling": "max"}, "pooling is 'max', expected one of 'last', 'mean', 'attention', None"),
         (SequenceRegressor, {"loss": "l7"}, "SequenceRegressor: loss is 'l7', expected one of 'mse'"),

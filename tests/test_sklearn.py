@@ -149,7 +149,7 @@ def test_what_is_called_before_fit_says_what_to_do(kind, tmp_path):
     assert not hasattr(model, "classes_")
     assert not hasattr(model, "feature_names_in_")
     assert repr(pickle.loads(pickle.dumps(model))) == repr(model) == repr(model.clone()) == repr(clone(model))
-    with pytest.raises(TypeError, match=rf"{kind.__name__}: sizes is no option, expected one of activation, "):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: sizes is not an option, expected one of activation, "):
         kind(sizes=3)
     for options, name in (
         ({"hidden_size": 0}, "hidden_size is 0"), ({"bidirectional": "no"}, "bidirectional is 'no'"),
@@ -179,7 +179,10 @@ def test_parameters_of_the_constructor_can_be_read_and_changed():
     with pytest.raises(NotFittedError):
         model.predict(X)
     before = model.get_params()
-    for changes, message in (({"hiden_size": 3}, "hiden_size is no parameter, expected one of "), ({"lr": 0}, "lr is")):
+    for changes, message in (
+        ({"hiden_size": 3}, "hiden_size is not a parameter, expected one of "),
+        ({"lr": 0}, "lr is"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.set_params(**changes)
         assert model.get_params() == before

@@ -156,10 +156,10 @@ def test_rows_that_are_missing(tmp_path):
 @pytest.mark.parametrize(
     ("header", "rows", "options", "message"),
     [
-        ("t,v", ["1,2", "2,x", "3,4"], [], "line 3, column 'v': 'x' is no number"),
-        ("t,v", ["1,2", "2,inf"], [], "line 3, column 'v': 'inf' is no number"),
-        ("t,v", ["1,2", "soon,3"], [], "line 3, column 't': 'soon' is no number; the first time is one"),
-        ("t,v", ["1.2.2024,3"], [], "line 2, column 't': '1.2.2024' is no number and no date"),
+        ("t,v", ["1,2", "2,x", "3,4"], [], "line 3, column 'v': 'x' is not a number"),
+        ("t,v", ["1,2", "2,inf"], [], "line 3, column 'v': 'inf' is not a number"),
+        ("t,v", ["1,2", "soon,3"], [], "line 3, column 't': 'soon' is not a number; the first time is one"),
+        ("t,v", ["1.2.2024,3"], [], "line 2, column 't': '1.2.2024' is neither a number nor a date"),
         ("t,v", ["2024-01-01,3"], ["--time-format", "%d.%m.%Y"], "'2024-01-01' is not of the form %d.%m.%Y"),
         (
             "t,v",
@@ -361,14 +361,18 @@ def test_whole_numbers_are_classes_or_values(tmp_path):
         (["a,1,u", ",2,u"], [], "column 'g' has no value on 1 lines (3); every row needs its group"),
         (["a,1,u", "b,,u"], [], "column 'x' has no value on 1 lines (3); fill them in, or leave the column out"),
         (["a,1,u", "b,2,"], [], "column 'y' has no value on 1 lines (3); every group needs its target"),
-        (["a,1,u", "b,q,v"], ["--features", "x"], "line 3, column 'x': 'q' is no number; leave the column out"),
+        (["a,1,u", "b,q,v"], ["--features", "x"], "line 3, column 'x': 'q' is not a number; leave the column out"),
         (["a,1,u", "b,2,v"], ["--features", "z"], "has no column 'z' (--features); its columns are g, x, y"),
         (["a,1,u", "b,2,v"], ["--features", "y"], "--features: 'y' is the target, and no feature"),
         (["a,1,u", "b,2,v"], ["--features", "x,x"], "--features: names a column twice"),
         (["a,q,u", "b,q,v"], [], "has no column of numbers to predict from"),
         (["a,1,u", "b,2,u"], [], "column 'y' is 'u' everywhere, so there is nothing to learn"),
         (["a,1,u", "b,2,v"], [], "column 'y' has 2 classes for 2 groups, expected several groups of each"),
-        (["a,1,u", "b,2,v"], ["--task", "regress"], "line 2, column 'y': 'u' is no number, which --task regress needs"),
+        (
+            ["a,1,u", "b,2,v"],
+            ["--task", "regress"],
+            "line 2, column 'y': 'u' is not a number, which --task regress needs",
+        ),
         (["a,1,1.5", "b,2,2.5"], [], "has 2 groups in 'g', expected at least 4 to learn from"),
     ],
 )
@@ -506,8 +510,8 @@ def test_a_file_of_separators_is_rejected(tmp_path, text):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["2024-W05", "2024-W06"], "line 2, column 't': '2024-W05' is no number and no date such as 2024-12-31"),
-        (["20240101T000000"], "line 2, column 't': '20240101T000000' is no number and no date"),
+        (["2024-W05", "2024-W06"], "line 2, column 't': '2024-W05' is neither a number nor a date such as 2024-12-31"),
+        (["20240101T000000"], "line 2, column 't': '20240101T000000' is neither a number nor a date"),
         (
             ["2024-01-01T00:00Z", "2024-01-02T00:00"],
             "line 3, column 't': '2024-01-02T00:00': the first time has a time zone, but it has none",

@@ -77,7 +77,7 @@ def _check_demo(folder: RunDirectory) -> None:
     if _is_demo(folder):
         return
     if folder.belongs_to_a_run():
-        raise Refusal(f"{folder.path} already holds a run that is no demo; choose another directory with --out")
+        raise Refusal(f"{folder.path} already holds a run that is not a demo; choose another directory with --out")
     check_new(folder)
 
 

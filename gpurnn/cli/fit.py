@@ -39,7 +39,9 @@ MOST_CLASSES = 10
 @click.option("--group", required=True, metavar="COLUMN", help="The group of a row, such as a patient or a trip.")
 @click.option("--target", required=True, metavar="COLUMN", help="What to predict; the same in all rows of a group.")
 @click.option("--features", metavar="A,B,...", help="Columns to predict from.  [default: all others]")
-@click.option("--order", metavar="COLUMN", help="Numbers or dates to sort a group's rows by.  [default: the file]")
+@click.option(
+    "--order", metavar="COLUMN", help="Numbers or dates to sort a group's rows by.  [default: their order in the file]"
+)
 @click.option("--time-format", metavar="FORM", help="How dates of --order are written: %d.%m.%Y.")
 @choice("--task", ["auto", "classify", "regress"], "Whether the target is a class or a number; auto looks at it.")
 @choice("--cell", sorted(CELLS | ELEMENTWISE, key="gru".__ne__), "Recurrent cell.")
@@ -149,7 +151,7 @@ def _classes(table: Table, texts: list[str], target: str, task: str) -> list[str
     if task == "regress" and not numeric:
         row = next(row for row in range(len(table)) if table.number(row, target) is None)
         raise Refusal(
-            f"{table.place(row, target)}: {table.columns[target][row]!r} is no number, which --task regress needs"
+            f"{table.place(row, target)}: {table.columns[target][row]!r} is not a number, which --task regress needs"
         )
     if task == "regress" or (task == "auto" and numeric and not (whole and len(set(texts)) <= MOST_CLASSES)):
         return []

@@ -103,9 +103,9 @@ def forecast(
 
     Each row has the value of --target at one --time, of one --group if there are groups. Missing values and rows are
     gaps. The trend and the season, if there are any, are fitted by least squares, and a small recurrent network learns
-    the rest. Such a forecast of the last rows is made first, and scored. Rows at the end without a value of --target
-    are those to forecast; the columns of --known need values there. DIR receives forecast.csv, forecast.png and the
-    model (model.safetensors).
+    the rest. First the last rows are forecast from the rows before them, and that forecast is scored. Rows at the end
+    without a value of --target are those to forecast; the columns of --known need values there. DIR receives
+    forecast.csv, forecast.png and the model (model.safetensors).
 
     \b
     gpurnn forecast sales.csv --time month --target sales

@@ -93,7 +93,9 @@ class _Encoding(click.types.StringParamType):
             found = codecs.lookup(value)
             "".encode(value)  # LookupError if it does not encode text, such as base64
         except (LookupError, ValueError):
-            self.fail(f"{value!r} is no encoding that Python knows; try utf-8, utf-16, latin-1 or cp1252.", param, ctx)
+            self.fail(
+                f"{value!r} is not an encoding that Python knows; try utf-8, utf-16, latin-1 or cp1252.", param, ctx
+            )
         return found.name
 
 

@@ -71,7 +71,7 @@ class Table:
             value = math.nan if row in gaps else self.number(row, name)
             if value is None:
                 text = self.columns[name][row]
-                raise Refusal(f"{self.place(row, name)}: {text!r} is no number{cure and f'; {cure}'}")
+                raise Refusal(f"{self.place(row, name)}: {text!r} is not a number{cure and f'; {cure}'}")
             found.append(value)
         return found
 
@@ -147,7 +147,7 @@ def read_times(table: Table, name: str, form: str | None) -> tuple[list[Any], Ca
             else:
                 found.append(read_text(text))
         except ValueError as error:
-            expected = f"of the form {form}" if form else "no number and no date such as 2024-12-31"
+            expected = f"of the form {form}" if form else "neither a number nor a date such as 2024-12-31"
             cure = "" if form else "; give its form with --time-format, for example --time-format %d.%m.%Y"
             raise Refusal(f"{table.place(row, name)}: {text!r} is {'not ' if form else ''}{expected}{cure}") from error
         if (found[-1].tzinfo is None) != (found[0].tzinfo is None):

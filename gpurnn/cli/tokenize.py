@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, type=PathType(), metavar="FILE...")
 @click.argument("out", type=PathType(path_type=Path), metavar="OUT")
 @choice("--level", ["char", "word"], "What a token is.")
-@integer("--max-vocabulary", None, "Know at most so many symbols; the rest are unknown.", least=2)
-@integer("--min-count", 1, "Know only symbols that occur this often.")
+@integer("--max-vocabulary", None, "The most symbols to know; rarer ones are unknown.", least=2)
+@integer("--min-count", 1, "Know only symbols that occur at least this often.")
 @click.option(
     "--vocabulary", "like", type=PathType(path_type=Path), metavar="FILE",
     help="Use the vocabulary of this token file or model, for example for a text to validate on.",

@@ -151,7 +151,7 @@ def _array(where: str, name: str, value: Any) -> NDArray[Any]:
                 value = value.float()  # float32 represents all their numbers
             value = value.numpy()
         except (RuntimeError, TypeError) as error:
-            raise TypeError(f"{where}: {name} is no array of numbers: {_files.reason(error)}") from error
+            raise TypeError(f"{where}: {name} is not an array of numbers: {_files.reason(error)}") from error
     if _dispatch.library_of(value) is None:
         raise TypeError(f"{where}: {name} is {_checks.described(value)}, expected an array")
     return np.asarray(_dispatch.to_numpy(value))

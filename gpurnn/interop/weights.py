@@ -93,7 +93,7 @@ def taken(where: str, layer: Layer, params: Arrays, shapes: Mapping[str, tuple[i
             raise ValueError(f"{where}: {name} is missing, expected {sorted(shapes)}")
     for name, array in params.items():
         if name not in shapes:
-            raise ValueError(f"{where}: {name} is no parameter of {layer._expression()}, expected {sorted(shapes)}")
+            raise ValueError(f"{where}: {name} is not a parameter of {layer._expression()}, expected {sorted(shapes)}")
         _checks.shape(where, name, array, shapes[name], f"that of {layer._expression()}")
     with layer._overwritten():  # not made before all are known to exist: a file may ask for more than it holds
         for name in shapes:

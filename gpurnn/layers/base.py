@@ -346,7 +346,7 @@ class Layer(_checks.ListsOptions, ABC):
         except AttributeError as error:
             kind = type(self).__name__
             raise AttributeError(
-                f"{kind}: {name} is no attribute, expected one with the value of the constructor's argument {name}"
+                f"{kind}: {name} is not an attribute, expected one with the value of the constructor's argument {name}"
             ) from error
 
     def _expression(self) -> str:

@@ -191,7 +191,7 @@ class Estimator(SequenceModel):
         for name in params:
             if name not in given:
                 raise ValueError(
-                    f"{type(self).__name__}.set_params: {name} is no parameter, expected one of {', '.join(given)}"
+                    f"{type(self).__name__}.set_params: {name} is not a parameter, expected one of {', '.join(given)}"
                 )
         changed = {name for name, value in params.items() if value is not given[name]}
         if changed:

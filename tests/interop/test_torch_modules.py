@@ -302,7 +302,7 @@ def test_bad_input_is_rejected_as_pytorch_rejects_it():
                     module(*args)
     with pytest.raises(ValueError, match=r"lengths"):
         modules.GRU(I, H)(torch.zeros(T, B, I), lengths=torch.tensor([9, 1, 1]))
-    with pytest.raises(TypeError, match="GRU: colour is no option, expected one of activation, batch_first, "):
+    with pytest.raises(TypeError, match="GRU: colour is not an option, expected one of activation, batch_first, "):
         modules.GRU(I, H, colour=1)
 
 

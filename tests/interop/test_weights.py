@@ -109,7 +109,7 @@ def test_parts_of_a_model_and_files_of_it(tmp_path):
         interop.from_torch(model.state_dict(), "decoder.")
     with pytest.raises(TypeError, match="source is a ModuleDict"):
         interop.from_torch(model)
-    with pytest.raises(TypeError, match="weight_ih_l0 is no array of numbers: Cannot copy out of meta tensor"):
+    with pytest.raises(TypeError, match="weight_ih_l0 is not an array of numbers: Cannot copy out of meta tensor"):
         interop.from_torch(torch.nn.LSTM(I, H, device="meta"))
 
 
@@ -195,7 +195,7 @@ def test_a_weight_that_does_not_fit_is_named(kind):
         del wrong[name]
         with pytest.raises(ValueError, match=rf"from_torch: {name} is missing"):
             interop.from_torch(wrong)
-    with pytest.raises(ValueError, match=r"weight_hh_l9 is no parameter|weight_ih_l2 is missing"):
+    with pytest.raises(ValueError, match=r"weight_hh_l9 is not a parameter|weight_ih_l2 is missing"):
         interop.from_torch({**layer.state_dict(), "weight_hh_l9": np.zeros((4, 4), np.float32)})
     with pytest.raises(TypeError, match="the weights have the dtypes"):
         interop.from_torch({**layer.state_dict(), "bias_ih_l0": np.zeros(GATES[kind] * H)})
