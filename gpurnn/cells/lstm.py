@@ -78,7 +78,7 @@ class LSTM(Cell):
         **NORM_TEXTS,
         "norm_c": "Weights of the normalised c_t.",
         "bias_c": "Bias of the normalised c_t.",
-        "weight_hr": "W_hr, (proj_size, H): h_t = W_hr (o tanh(c_t)). W_hh, h, y and mask then have its width.",
+        "weight_hr": "W_hr: h_t = W_hr (o tanh(c_t)). Then W_hh, h, y and ``dropout_h`` have the width proj_size.",
         "dropout_g": "Multiplies the candidate g of each step.",
         "zoneout_h": ZONEOUT_H,
         "zoneout_c": "The same as ``zoneout_h``, for c.",

@@ -446,7 +446,10 @@ def _documentation(template: str, cell: cells.Cell) -> str:
         initial=state("_0"), final=state(""), state="(B, H) array" if cell.states == 1 else "pair of (B, H) arrays",
         dropout=_DROPOUT if "weight_hh" in cell.parameters else "",
         agreement=(_ROUNDED if cell.elementwise else _SAME_BITS).format(name=cell.name),
-        implied="".join(f"{name} : {implied[name]} array, optional\n    {cell.texts[name]}\n" for name in cell.implied),
+        implied="".join(
+            f"{name} : {implied[name].replace('1', 'proj_size')} array, optional\n    {cell.texts[name]}\n"
+            for name in cell.implied
+        ),
         masks="".join(f"{name} : (T, B, H) array, optional\n    {cell.texts[name]}\n" for name in cell.masks),
     )  # fmt: skip
 
