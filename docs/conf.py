@@ -39,6 +39,8 @@ default_role = "py:obj"
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"
+# The site documents the modules for these libraries without them.
+autodoc_mock_imports = ["torch", "jax", "sktime"]
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 

@@ -39,6 +39,14 @@ def test_every_file_has_the_version_and_its_date():
     assert f"year    = {{{date[:4]}}}" in pages("docs/cite.md")
 
 
+def test_the_site_documents_every_public_name():
+    listed = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    stubs = "".join(stub.read_text() for stub in (ROOT / "gpurnn").rglob("__init__.pyi"))
+    public = re.findall(r"^from \.[\w.]+ import (\w+) as", stubs, re.MULTILINE)
+    assert public
+    assert set(public) <= set(re.findall(r"^   (\w+)$", listed, re.MULTILINE))
+
+
 def test_the_conda_recipe_requires_what_the_wheel_does():
     recipe = pages("conda/recipe/recipe.yaml")
     run = re.search(r"\n  run:\n((?:    - .*\n)+)", recipe)[1]
