@@ -95,8 +95,8 @@ def _absolute_values(app, what, name, obj, options, lines):
 
 
 def _of_the_constructor(app, what, name, obj, options, signature, returns):
-    """Show the constructor's signature: ``__new__``, which autodoc would show, has (*args, **given) everywhere."""
-    if what == "class" and signature == "(*args, **given)":
+    """Show the constructor's signature, instead of that of ``__new__`` of a layer or of a mocked base class."""
+    if what == "class" and signature in ("(*args, **given)", "(*args, **kwargs)"):
         return stringify_signature(inspect.signature(obj), show_annotation=False, show_return_annotation=False), None
     return None
 

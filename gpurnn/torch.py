@@ -612,7 +612,7 @@ class _Cell(torch.nn.RNNCellBase):
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
-    """`torch.nn.RNNCell`."""
+    """`torch.nn.RNNCell`, with the same constructor and parameters, computed by gpurnn."""
 
     _kind = layers.RNN
 
@@ -621,14 +621,14 @@ class RNNCell(_Cell, torch.nn.RNNCell):
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
-    """`torch.nn.LSTMCell`."""
+    """`torch.nn.LSTMCell`, with the same constructor and parameters, computed by gpurnn."""
 
     _kind = layers.LSTM
     _pair = True
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
-    """`torch.nn.GRUCell`."""
+    """`torch.nn.GRUCell`, with the same constructor and parameters, computed by gpurnn."""
 
     _kind = layers.GRU
 
