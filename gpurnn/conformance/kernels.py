@@ -264,6 +264,7 @@ class OnnxRuntime(Kernel):
         import onnxruntime
 
         from ..interop import to_onnx
+        from ..interop.onnx_recurrent import lacking
         from ..interop.weights import made
 
         if case.resets is not None:
@@ -273,11 +274,12 @@ class OnnxRuntime(Kernel):
         params = {f"{name}_l0": array for name, array in case.weights.items()}
         try:
             layer = made("onnxruntime", self.cell, {**arguments, **self.form, **case.options}, params)
-            model = to_onnx(layer)
-        except (NotImplementedError, ValueError) as error:
-            if "has no such attribute" in str(error) or isinstance(error, NotImplementedError):
-                raise Unsupported(str(error)) from error
-            raise
+        except NotImplementedError as error:
+            raise Unsupported(str(error)) from error
+        lacked = lacking(layer)
+        if lacked is not None:
+            raise Unsupported(f"no operator of ONNX has {lacked}")
+        model = to_onnx(layer)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1

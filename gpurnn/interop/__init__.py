@@ -13,7 +13,7 @@ from typing import Any
 from .keras import from_keras, to_keras
 from .keras_hooks import keras_hooks
 from .onnx import from_onnx
-from .onnx_graph import to_onnx
+from .onnx_models import to_onnx
 from .torch import from_torch, to_torch
 
 __all__ = ["from_keras", "from_onnx", "from_torch", "keras_hooks", "onnx_ops", "to_keras", "to_onnx", "to_torch"]
