@@ -1,4 +1,4 @@
-"""Leave out the doctests of modules that need a library which is not installed."""
+"""Leave out the doctests of modules and pages that need a library which is not installed."""
 
 from importlib.util import find_spec
 
@@ -7,6 +7,7 @@ NEEDS = {
     "gpurnn/jax.py": "jax",
     "gpurnn/sktime.py": "sktime",
     "gpurnn/interop/onnx_backend.py": "onnx",
+    "docs/coming-from/onnx.md": "onnxruntime",
 }
 
 collect_ignore = [path for path, library in NEEDS.items() if find_spec(library) is None]

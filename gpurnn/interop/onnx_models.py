@@ -31,14 +31,16 @@ from .weights import installed
 
 
 def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
-    """Convert a layer or a sequence model to an ONNX model, with one operator for each recurrent layer of a stack.
+    """Convert a layer or a model of sequences to an ONNX model that runs in ONNX Runtime.
+
+    Each recurrent layer of a stack is one operator, RNN, LSTM or GRU. If these lack its cell or one of its options, it
+    is a Scan, whose body is a step of the cell. There is no dropout.
 
     Parameters
     ----------
     layer : Layer
-        RNN, LSTM, GRU, IndRNN (as an RNN whose recurrent weights are diagonal), Dense, Embedding, LayerNorm, Dropout,
-        or a Sequential of them; or a SequenceClassifier, SequenceTagger, SequenceRegressor or LanguageModel of these
-        cells.
+        Any layer of `gpurnn.layers`, or a Sequential of them; or a SequenceClassifier, SequenceTagger,
+        SequenceRegressor, LanguageModel, EncoderDecoder, Translator, SequenceGenerator or Forecaster.
     path : path, optional
         Where to write the model too.
 
@@ -46,19 +48,41 @@ def to_onnx(layer: Layer, path: str | os.PathLike[str] | None = None) -> Any:
     -------
     model : onnx.ModelProto
         A model of opset 17, for batches of any size and any number of steps. Its inputs are ``x``, shaped as in a call,
-        int64 for tokens; with a recurrent layer ``lengths`` (B,) int32; and for a layer or a language model the initial
-        state ``h``, with an LSTM also ``c``, (num_layers*D, B, hidden_size). Its outputs are ``y`` and the final state,
-        ``h_n`` and ``c_n``. In a `Sequential` the names of states begin with the layer's number: ``1.h``.
+        int64 for tokens; for a layer that knows lengths ``lengths`` (B,) int32; and the initial states of layers and
+        language models. Its outputs are ``y`` and the final states. States have the names and shapes of a call: ``h``,
+        with an LSTM also ``c``, (num_layers*D, B, hidden_size); for a complex state-space layer ``h_real`` and
+        ``h_imag``. A final state's name ends with ``_n``. In a `Sequential` the names begin with the layer's number:
+        ``1.h``.
 
-        A sequence model starts from a zero state, and computes what `predict` does: from features in the units of the
-        examples, in the time-major order of a call, and for a regressor to values in the units of the targets. For a
-        classifier or tagger ``y`` are the logits, followed by ``probabilities``; the model's metadata have its
-        ``classes`` as JSON, if `fit` has seen labels. Those of a language model have the ``symbols`` of its vocabulary.
+    Notes
+    -----
+    A sequence model starts from a zero state, and computes what `predict` does: from features in the units of the
+    examples, in the time-major order of a call, and for a regressor to values in the units of the targets. For a
+    classifier or tagger ``y`` are the logits, followed by ``probabilities``; the model's metadata have its ``classes``
+    as JSON, if `fit` has seen labels. Those of a language model have the ``symbols`` of its vocabulary.
+
+    A `MultiHeadAttention` has the inputs ``query``, ``keys``, ``values`` and ``lengths``, the number of keys of each
+    row, and the outputs ``y`` and ``weights``. A `Decoder` has the inputs ``x``, ``memory``, ``lengths``, the initial
+    state, and with input feeding ``fed`` (B, output_size), the output of the step before, zero at first. So one file
+    runs whole targets as well as single steps.
+
+    An `EncoderDecoder` or `Translator` becomes its greedy decoding. Besides ``x``, the source tokens, and ``lengths``
+    it takes ``max_length`` (B,) int64, the largest number of tokens of each target: `predict` takes twice the length
+    of the source and ten more. ``y`` (T, B) int64 are the tokens, 0 past the end symbol, and ``y_lengths`` (B,) their
+    number, including that symbol. A translator's metadata have ``source_symbols`` and ``target_symbols``: symbol n is
+    token n + 3.
+
+    A `SequenceGenerator` takes ``x`` (B, input_size) and the number ``steps``, and gives what a call returns. A
+    `Forecaster` takes ``x`` (T, B, features + past_features), series of float64 in their own units without gaps;
+    ``steps``; and its covariates ``known`` (T + steps, B, known_features) and ``static`` (B, static_features). ``y``
+    (steps, B, features) is what `predict` returns.
 
     Raises
     ------
     ValueError
-        ONNX has no such layer or option: the message names it. Or a model has no parameters because it was not fitted.
+        It has no form in ONNX: the message names what. That is a layer of another library, a pooling alone, or a
+        `Forecaster` with a trend or seasons, which are fitted to each series before a forecast. Or a model has no
+        parameters because it was not fitted.
     TypeError
         ``layer`` is not a layer.
     ImportError
@@ -110,8 +134,9 @@ def _write(graph: Graph, layer: Layer) -> None:
         _alone(graph, layer)
 
 
-def _lengths(graph: Graph, steps: Value) -> Lengths:
-    return Lengths(graph.input("lengths", np.int32, ["B"]), steps)
+def _lengths(graph: Graph, x: Value, axis: int = 0) -> Lengths:
+    """The input with the lengths of x, whose steps lie along an axis."""
+    return Lengths(graph.input("lengths", np.int32, ["B"]), x, axis)
 
 
 def _outputs(graph: Graph, y: Value, shape: list[Any], states: list[Any]) -> None:
@@ -134,7 +159,7 @@ def _alone(graph: Graph, layer: Layer) -> None:
     x = graph.input("x", np.int64 if tokens else graph.dtype, steps if tokens else [*steps, width])
     lengths = None
     if stateful:
-        lengths = _lengths(graph, x.size(int(batch_first)))
+        lengths = _lengths(graph, x, int(batch_first))
         if first is not None and not first.stateful:
             x = lengths.zero_past(x, tokens=tokens, batch_first=batch_first)
     y, states = applied(graph, layer, x, lengths, "")
@@ -156,7 +181,7 @@ def _attention(graph: Graph, layer: layers.MultiHeadAttention) -> None:
         steps = "T" if name == "query" else "S"
         source = graph.input(name, graph.dtype, ["B", steps, size] if layer.batch_first else [steps, "B", size])
         sources.append(source.transposed(1, 0, 2) if layer.batch_first else source)
-    lengths = _lengths(graph, sources[1].size(0))
+    lengths = _lengths(graph, sources[1])
     query, *others = sources
     y, weights = multi_head(graph, layer, [query, *map(lengths.zero_past, others)], lengths, "")
     y = y.transposed(1, 0, 2) if layer.batch_first else y
@@ -171,7 +196,7 @@ def _decoder(graph: Graph, layer: layers.Decoder) -> None:
     memory = lengths = fed = None
     if layer.attention is not None:
         memory = graph.input("memory", graph.dtype, ["S", "B", layer.memory_size])
-        lengths = _lengths(graph, memory.size(0))
+        lengths = _lengths(graph, memory)
     of_state = [stack.num_layers, "B", stack.hidden_size]
     state = [graph.input(name, graph.dtype, of_state) for name in stack.cell.state_names]
     if layer.input_feeding:
@@ -200,7 +225,7 @@ def _sequence_model(graph: Graph, model: Any) -> None:
     tokens, outputs = model.embedding is not None, model.output.out_features
     shape: list[Any] = ["T", "B"] if tokens else ["T", "B", model.recurrent.input_size]
     x = graph.input("x", np.int64 if tokens else graph.dtype, shape)
-    lengths = _lengths(graph, x.size(0))
+    lengths = _lengths(graph, x)
     if tokens:
         x = embedding(graph, model.embedding, lengths.zero_past(x, tokens=True), "embedding.")
     elif "input_mean" in learnt:
@@ -271,7 +296,7 @@ def _last(graph: Graph, pooling: Any, y: Value, lengths: Lengths) -> Value:
 
 def _language_model(graph: Graph, model: Any) -> None:
     x = graph.input("x", np.int64, ["T", "B"])
-    lengths = _lengths(graph, x.size(0))
+    lengths = _lengths(graph, x)
     x = embedding(graph, model.embedding, lengths.zero_past(x, tokens=True), "embedding.")
     _require_known(graph, model.recurrent, "recurrent.")
     y, states = stack(graph, model.recurrent, x, lengths, "recurrent.", "")
@@ -301,7 +326,7 @@ def _generator(graph: Graph, model: Any) -> None:
 def _encoder_decoder(graph: Graph, model: Any) -> None:
     """Greedy decoding."""
     source = graph.input("x", np.int64, ["S", "B"])
-    lengths = _lengths(graph, source.size(0))
+    lengths = _lengths(graph, source)
     limits = graph.input("max_length", np.int64, ["B"])
     x = embedding(graph, model.source, lengths.zero_past(source, tokens=True), "source.")
     memory, finals = recurrent(graph, model.encoder, x, lengths, "encoder.")
@@ -396,7 +421,7 @@ def _forecaster(graph: Graph, model: Any) -> None:
         length = window.size(0)
         inputs = [_scaled(graph, window, mean, std), *covariates(values.size(0), length)]
         batch = graph.node("Expand", length.cast(np.int32), graph.shape(window.size(1)))
-        y = _head(graph, model, graph.concat(inputs, 2), Lengths(batch, length)).cast(np.float64) * std + mean
+        y = _head(graph, model, graph.concat(inputs, 2), Lengths(batch, window)).cast(np.float64) * std + mean
         for stage, lag in zip(reversed(stages), reversed(lags), strict=True):
             y = y + graph.node("Gather", stage, graph.scalar(-lag))
         return None, [graph.concat([values, y.unsqueezed(0)], 0)]

@@ -32,9 +32,9 @@ _MERGES = {"sum": "ReduceSum", "average": "ReduceMean", "mul": "ReduceProd"}
 class Lengths:
     """The lengths of the sequences of a batch, and which steps they have."""
 
-    def __init__(self, lengths: Value, steps: Value) -> None:
-        """Take the lengths (B,) int32, and the number T of steps."""
-        self.graph, self.value, self._steps = lengths.graph, lengths, steps
+    def __init__(self, lengths: Value, x: Value, axis: int = 0) -> None:
+        """Take the lengths (B,) int32, and the sequences, whose steps lie along an axis."""
+        self.graph, self.value, self._x, self._axis = lengths.graph, lengths, x, axis
 
     @cached_property
     def long(self) -> Value:
@@ -44,7 +44,7 @@ class Lengths:
     @cached_property
     def exists(self) -> Value:
         """(T, B) bools: True at the steps that sequences have."""
-        return self.graph.node("Less", self.graph.counted(self._steps).unsqueezed(1), self.long)
+        return self.graph.node("Less", self.graph.counted(self._x.size(self._axis)).unsqueezed(1), self.long)
 
     @cached_property
     def exists_by_feature(self) -> Value:
