@@ -87,7 +87,7 @@ def _lstm(cell: cells.LSTM, hidden: int, xw: Value, h: Value, c: Value, w: Weigh
     if cell.cell_clip is not None:
         c = xp.clip(c, -cell.cell_clip, cell.cell_clip)
     o = activated(cell.gate_activation, a["o"] + w["peephole_o"] * c if cell.peephole else a["o"], cell.clip)
-    output = c.normalised(EPSILON, w["norm_c"], w["bias_c"]) if cell.layer_norm else c
+    output = c.normalised(EPSILON, w["norm_c"], w.get("bias_c")) if cell.layer_norm else c
     h = o * activated(cell.output_activation, output)
     return [h @ w["weight_hr"] if cell.proj_size else h, c]
 

@@ -37,7 +37,7 @@ def applied(graph: Graph, layer: Layer, x: Value, lengths: Lengths | None, prefi
         return x, states
     if lengths is not None:
         if isinstance(layer, Stacked) and onnx_cells.is_known(layer.cell):
-            return stack(graph, layer, x, lengths, prefix, prefix)
+            return recurrent_layers(graph, layer, x, lengths, prefix, prefix)
         if isinstance(layer, (layers.StateSpace, layers.DiagonalStateSpace)):
             return _state_space(graph, layer, x, lengths, prefix)
         if isinstance(layer, layers.TransformerBlock):
@@ -109,7 +109,7 @@ def _positions(graph: Graph, x: Value) -> Value:
 # ---- Layers with a state ---------------------------------------------------------------------------------------------
 
 
-def stack(
+def recurrent_layers(
     graph: Graph, layer: Stacked, x: Value, lengths: Lengths, prefix: str, of_states: str
 ) -> tuple[Value, list[Any]]:
     """`applied` to recurrent layers; the names of the states begin with ``of_states``."""

@@ -22,8 +22,8 @@ from .onnx_layers import (
     multi_head,
     param,
     product,
+    recurrent_layers,
     softmax_where,
-    stack,
     unknown,
 )  # fmt: skip
 from .onnx_recurrent import Lengths, merged_state, recurrent
@@ -299,7 +299,7 @@ def _language_model(graph: Graph, model: Any) -> None:
     lengths = _lengths(graph, x)
     x = embedding(graph, model.embedding, lengths.zero_past(x, tokens=True), "embedding.")
     _require_known(graph, model.recurrent, "recurrent.")
-    y, states = stack(graph, model.recurrent, x, lengths, "recurrent.", "")
+    y, states = recurrent_layers(graph, model.recurrent, x, lengths, "recurrent.", "")
     weight = ("embedding.", model.embedding) if model.tied else ("output.", model.output)
     y = product(y, param(graph, *weight, "weight"), param(graph, "output.", model.output, "bias"))
     _outputs(graph, y, ["T", "B", model.output.out_features], states)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from test_configuration import MAKE
 from tolerance import assert_close
 
 import gpurnn
@@ -140,7 +141,7 @@ BY_LOOP = [
 ] + [
     ("rnn", {"zoneout": 0.2, "layer_norm": False}), ("gru", {"zoneout": 0.2, "layer_norm": False}),
     ("lstm", {"zoneout": (0.2, 0.3), "layer_norm": False}), ("lstm", {"peephole": True, "coupled": True}),
-    ("mingru", {}), ("minlstm", {}), ("gru", {"bias": False}), ("minlstm", {"bias": False}),
+    ("mingru", {}), ("minlstm", {}), ("gru", {"bias": False}), ("minlstm", {"bias": False}), ("lstm", {"bias": False}),
     ("gru", {"reset_after": True, "update": "state", "reverse": True}),
     ("mingru", {"num_layers": 2, "bidirectional": True, "merge": "average"}),
     ("lstm", {"num_layers": 2, "bidirectional": True, "proj_size": 3}),
@@ -481,10 +482,21 @@ def test_a_forecaster_with_covariates():
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
 
 
+NOT_WRITTEN = {"Forecaster", "StructuralModel"}
+"""A trend, which the forecaster of the table has, and a Kalman filter."""
+
+
+@pytest.mark.parametrize("name", sorted(MAKE.keys() - NOT_WRITTEN))
+def test_every_layer_can_be_written(name):
+    layer = MAKE[name]()
+    assert interop.to_onnx(layer).graph.output[0].name == "y"
+
+
 def test_what_has_no_form_in_onnx_is_named():
     pooling = models.SequenceClassifier(I, H, 2).pooling
     for layer, message in (
         (pooling, "to_onnx: layer is a LastPooling, which cannot be written as ONNX"),
+        (MAKE["StructuralModel"](), "to_onnx: layer is a StructuralModel"),
         (gpurnn.Forecaster(3, H, trend=True), "to_onnx: trend is True, expected none"),
         (gpurnn.Forecaster(3, H, season_length=12), "to_onnx: season_length is 12, expected none"),
         (gpurnn.SequenceClassifier(), "the model has no parameters before fit"),
