@@ -413,6 +413,7 @@ def test_an_encoder_decoder_writes_the_tokens_of_greedy(cell, options):
             np.testing.assert_array_equal(found["y_lengths"], counts)
 
 
+@pytest.mark.slow
 def test_a_translator_has_its_symbols():
     texts = {"12": "one two", "21": "two one", "1": "one", "2": "two"}
     model = gpurnn.Translator.from_texts(list(texts), list(texts.values()), 6, 16, source_level="char")
