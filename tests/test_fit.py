@@ -249,6 +249,24 @@ def test_a_score_of_no_weights_is_none(kind, weights, message):
             getattr(model, what)(many(), y, sample_weight=weights)
 
 
+@pytest.mark.parametrize(
+    ("model", "y", "message"),
+    [
+        (gpurnn.SequenceRegressor(verbose=False), 3.0, r"y has shape \(\), expected 2 axes \(N, outputs\)"),
+        (
+            gpurnn.SequenceRegressor(pooling=None, verbose=False),
+            [1.0] * 12,
+            r"y\[0\] has shape \(\), expected 2 axes \(T, outputs\)",
+        ),
+        (gpurnn.SequenceTagger(verbose=False), [["-"] * 5] * 12, "y has only padding, expected at least 2 classes"),
+    ],
+)
+def test_targets_that_say_nothing_about_the_outputs(model, y, message):
+    options = {"padding_label": "-"} if isinstance(model, gpurnn.SequenceTagger) else {}
+    with pytest.raises(ValueError, match=f"{type(model).__name__}.fit: {message}"):
+        model.fit(many(), y, epochs=1, **options)
+
+
 def test_masked_entries_in_lists_are_not_read_as_numbers():
     X, masked = many(), np.ma.masked_array([[7.0]] * 5, mask=[[True], *[[False]] * 4])
     for name, given in (("X\\[0\\]", list(masked)), ("X\\[0\\]", masked)):

@@ -159,7 +159,8 @@ class _Classifier(Estimator):
         if K is None:
             labels = examples.Labels.of(flat)
             if len(labels.classes) < 2:
-                raise ValueError(f"{where}: y has one class, {flat[0]!r}, expected at least 2 classes to tell apart")
+                shown = f"one class, {flat[0]!r}" if flat else "only padding"
+                raise ValueError(f"{where}: y has {shown}, expected at least 2 classes to tell apart")
             self._learnt = {**self._learnt, "labels": labels}
             return labels
         labels = examples.Labels(np.arange(K))

@@ -497,6 +497,7 @@ class Estimator(SequenceModel):
             table = examples.numbers(where, "y", y, self._dtype)
             is_flat = table.ndim == 1
             table = table[:, None] if is_flat else table
+            _checks.ndim(where, "y", table, 2, "(N, outputs)")
             outputs = table.shape[1] if outputs is None else outputs
             _checks.shape(where, "y", table, (count, outputs), "(N, outputs)")
             rows = [table[i, ...] for i in range(count)]
@@ -510,6 +511,7 @@ class Estimator(SequenceModel):
                 row = examples.numbers(where, f"y[{i}]", entry, self._dtype)
                 is_flat = row.ndim == 1
                 row = row[:, None] if is_flat else row
+                _checks.ndim(where, f"y[{i}]", row, 2, "(T, outputs)")
                 outputs = row.shape[1] if outputs is None else outputs
                 _checks.shape(where, f"y[{i}]", row, (array.shape[0], outputs), "(T, outputs)")
                 examples.require_finite(where, f"y[{i}]", row)
