@@ -136,11 +136,13 @@ def test_command_rejects_what_it_cannot_use(tmp_path, tokens):
     (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "short.txt").write_text("x")
     run("tokenize", "--level", "word", tmp_path / "book.txt", tmp_path / "words")
+    assert run("train", tokens, "--out", tmp_path / "model", "--steps", 1, "--hidden", 4).exit_code == 0
     for arguments, message in (
         (("tokenize", tmp_path / "book.txt", tmp_path / "book.txt"), "is there already, and no token file"),
         (("tokenize", tmp_path / "missing", tmp_path / "x"), "no such file"),
         (("tokenize", tmp_path / "short.txt", tmp_path / "x"), "the text has 1 characters, expected at least 2"),
-        (("tokenize", tokens, tmp_path / "x"), "is a token file already, expected a text"),
+        (("tokenize", tokens, tmp_path / "x"), "a token file, expected text"),
+        (("evaluate", tmp_path / "model", tokens), "a token file, expected text"),
         (("train", tokens, tmp_path / "book.txt", "--out", tmp_path / "x"), "among several FILEs"),
         (("train", tokens, "--validation", tmp_path / "words", "--out", tmp_path / "x"), "has another vocabulary"),
     ):

@@ -90,6 +90,8 @@ def _announced(data: bytes) -> str | None:
 
 
 def _binary(file: str) -> str:
+    if file != STDIN and token_file(file) is not None:
+        return f"{file}: a token file, expected text; gpurnn train reads the tokens"
     return f"{name_of(file)}: a binary file, expected text; if it is text in UTF-16, add --encoding utf-16"
 
 

@@ -65,9 +65,6 @@ def tokenize(
             raise Refusal(f"{like}: has a tokenizer, expected a vocabulary of characters or of words")
         known, kind = vocabulary, type(vocabulary)
     _check_replaceable(out)
-    for file in files:
-        if token_file(file) is not None:
-            raise Refusal(f"{file}: is a token file already, expected a text")
     words = kind.kind == "word"
     counts: Counter[str] = Counter()
     for text in pieces_of_all(files, encoding, words):
