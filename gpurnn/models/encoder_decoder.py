@@ -51,6 +51,7 @@ class EncoderDecoder(Model):
         Whether the encoder reads in both directions.
     attention : {"additive", "general", "dot"}, optional
         Bahdanau's decoder, or one of Luong's two; None: no attention, so the decoder knows the source only by h_0.
+        "dot" needs an encoder of one direction, whose outputs are as wide as the decoder's.
     attention_size : int, optional
         Width of the additive score; hidden_size by default.
     input_feeding : bool
@@ -186,6 +187,11 @@ class EncoderDecoder(Model):
             raise ValueError(
                 f"{where}: bridge is False, expected True or None: the encoder's final state is of "
                 f"{encoder_layers * D} layers and directions, the decoder's initial state of {num_layers} layers"
+            )
+        if attention == "dot" and bidirectional:
+            raise ValueError(
+                f"{where}: attention is 'dot', expected 'general' or 'additive' as bidirectional is True: the "
+                f"encoder's outputs have {D * H} features, the decoder's {H}"
             )
         self.bridge: layers.Dense | None = None
         count = self.encoder.cell.states
