@@ -219,7 +219,11 @@ REFUSED = [
     ({"checkpoint_every": 0}, ValueError, "GRU: checkpoint_every is 0, expected at least 1"),
     ({"checkpoint_every": 2.0}, TypeError, "GRU: checkpoint_every is 2.0, expected a whole number"),
     ({"checkpoint_every": True}, TypeError, "GRU: checkpoint_every is True, expected a whole number"),
-    ({"checkpoint_every": "root"}, ValueError, "GRU: checkpoint_every is 'root', expected one of 'sqrt'"),
+    (
+        {"checkpoint_every": "root"},
+        ValueError,
+        "GRU: checkpoint_every is 'root', expected a number of steps, 'sqrt' or None",
+    ),
     ({"state_after": -1}, ValueError, "GRU: state_after is -1, expected at least 0"),
     ({"state_after": 10}, ValueError, "GRU: state_after is 10, expected at most T = 9"),
 ]

@@ -269,9 +269,9 @@ def test_on_strict_arrays(kind, bias, strict_namespace):
     ("options", "message"),
     [
         ({"attention": "cosine"}, "attention is 'cosine', expected one of None, 'dot', 'general', 'additive'"),
-        ({"memory_size": 3}, "memory_size is 3, expected none with attention=None"),
-        ({"attention": "dot", "memory_size": 3, "attention_size": 2}, "attention_size is 2, expected none with"),
-        ({"attention": "additive", "memory_size": 1, "input_feeding": True}, "input_feeding is True, expected none"),
+        ({"memory_size": 3}, "memory_size is 3, expected None with attention=None"),
+        ({"attention": "dot", "memory_size": 3, "attention_size": 2}, "attention_size is 2, expected None with"),
+        ({"attention": "additive", "memory_size": 1, "input_feeding": True}, "input_feeding is True, expected False"),
         ({"attention": "additive"}, "memory_size is None"),
         ({"attention": "dot", "memory_size": 5}, "memory_size is 5, expected hidden_size = 4"),
         ({"attention": "additive", "memory_size": 5}, "recurrent has input_size 3, expected more than the 5"),

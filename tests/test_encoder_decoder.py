@@ -319,7 +319,7 @@ def test_learns_to_reverse_and_looks_at_what_it_writes():
         ({"bidirectional": True, "bridge": False}, "bridge is False, expected True or None"),
         ({"bidirectional": True, "attention": "dot"}, "EncoderDecoder: attention is 'dot', expected 'general' or"),
         ({"attention": "cosine"}, "attention is 'cosine'"),
-        ({"input_feeding": True}, "input_feeding is True, expected none"),
+        ({"input_feeding": True}, "input_feeding is True, expected False"),
         ({"cell": "lstm", "leak": 0.5}, "leak is not an option of the cell 'lstm'"),
         ({"cell_options": {"peephole": True}}, "EncoderDecoder: peephole is not an option of the cell 'gru'"),
         ({"cell": "lstm", "cell_options": {"proj_size": 2}}, "EncoderDecoder: proj_size is 2, expected 0"),

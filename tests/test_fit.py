@@ -235,7 +235,7 @@ def test_a_class_without_a_label_is_not_answered():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([0.0] * 12, "score: the weights of all targets are zero, expected one above zero"),
+        ([0.0] * 12, "score: weights of targets are all zero, expected one above zero"),
         ([-1.0, 2.0] * 6, "score: sample_weight holds -1.0, expected finite numbers of at least 0"),
         ([np.nan] * 12, "score: sample_weight holds nan, expected finite numbers of at least 0"),
         ([np.inf] * 12, "score: sample_weight holds inf, expected finite numbers of at least 0"),

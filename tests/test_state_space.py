@@ -716,7 +716,11 @@ def test_memory_of_checkpoints_grows_like_the_root_of_the_steps(kind):
     ("options", "error", "message"),
     [
         ({"checkpoint_every": 0}, ValueError, "StateSpace: checkpoint_every is 0, expected at least 1"),
-        ({"checkpoint_every": "root"}, ValueError, "StateSpace: checkpoint_every is 'root', expected one of 'sqrt'"),
+        (
+            {"checkpoint_every": "root"},
+            ValueError,
+            "StateSpace: checkpoint_every is 'root', expected a number of steps, 'sqrt' or None",
+        ),
         ({"state_after": 10}, ValueError, "StateSpace: state_after is 10, expected at most T = 9"),
     ],
     ids=str,

@@ -44,7 +44,8 @@ def segments_of(
     """
     T, length = len(steps), checkpoint_every
     if isinstance(length, str):
-        _checks.choice(where, "checkpoint_every", length, ("sqrt",))
+        if length != "sqrt":
+            raise ValueError(f"{where}: checkpoint_every is {length!r}, expected a number of steps, 'sqrt' or None")
         length = math.isqrt(max(T - 1, 0)) + 1
     if length is not None:
         length = -(-_checks.integer_at_least(where, "checkpoint_every", length, 1) // chunk) * chunk

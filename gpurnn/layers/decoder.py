@@ -188,7 +188,8 @@ class Decoder(Composite):
         given = {"memory_size": memory_size, "attention_size": attention_size, "attentional_size": attentional_size}
         for name, value in {**given, "input_feeding": input_feeding or None}.items():
             if value is not None and not allowed[name]:
-                raise ValueError(f"{where}: {name} is {value!r}, expected none with attention={attention!r}")
+                expected = False if name == "input_feeding" else None
+                raise ValueError(f"{where}: {name} is {value!r}, expected {expected} with attention={attention!r}")
         self.recurrent, self.attention, self.input_feeding = recurrent, attention, input_feeding
         self.memory_size, self.attention_size, self.attentional_size = memory_size, attention_size, attentional_size
         H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent._argument("dtype"))

@@ -414,7 +414,7 @@ class Estimator(SequenceModel):
         given = self._weights(where, data, sample_weight, mask)
         targets, weights = self._targets_of(where, y, data, given)
         if weights is not None and not any(np.any(of_one) for of_one in weights):
-            raise ValueError(f"{where}: the weights of all targets are zero, expected one above zero")
+            raise ValueError(f"{where}: weights of targets are all zero, expected one above zero")
         if data.features is not None:
             self._learnt = {**self._learnt, "features": list(data.features)}
         if where.endswith(".fit") and self._standardizes_inputs and "input_mean" not in self._learnt:
