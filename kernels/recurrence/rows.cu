@@ -7,8 +7,8 @@
 //                and some rows of the batch to end their steps. Each product takes two barriers: until all blocks have their
 //                part of the products, and until all have the next operand. Without a norm a block ends the steps of the
 //                units whose products it has, and there is one barrier.
-#include "recurrence/fused.cu"
 #include "recurrence/rows.cuh"
+#include "recurrence/share.cuh"
 
 static_assert(threads == row_threads, "a kernel's block does both");
 
