@@ -341,6 +341,25 @@ def test_a_step_of_a_wide_layer(cell, device, schedule, most):
         assert published.sum() <= 6.5e6
 
 
+def test_counts_do_not_depend_on_where_numpy_copies(monkeypatch):
+    """NumPy aligns its arrays to 16 bytes, so that lanes may reach into one more sector of 32."""
+    copy, sectors = np.ascontiguousarray, []
+    for offset in (0, 16):
+
+        def copied(array, dtype=None, offset=offset):
+            made = copy(array, dtype)
+            memory = np.empty(made.nbytes + 64, np.uint8)
+            begin = -memory.ctypes.data % 32 + offset
+            moved = memory[begin : begin + made.nbytes].view(made.dtype).reshape(made.shape)
+            moved[...] = made
+            return moved
+
+        monkeypatch.setattr(np, "ascontiguousarray", copied)
+        launches = benchmark.of_steps(LSTM(), 2, 2, 16, schedule="persistent")
+        sectors.append(benchmark.by_pass(launches)["backward"]["read_only_load_sectors"].sum())
+    assert sectors[0] == sectors[1]
+
+
 def test_the_report_has_a_row_for_each_pass():
     options = ["--shape", "2,8", "--schedule", "persistent", "--device", "A100"]
     done = CliRunner().invoke(main, ["counts", "--cell", "gru", *options])
