@@ -341,6 +341,16 @@ def test_a_step_of_a_wide_layer(cell, device, schedule, most):
         assert published.sum() <= 6.5e6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("B", "H"), [(1, 256), (32, 128)])
+def test_every_warp_multiplies_in_a_small_layer(B, H):
+    """They have equal parts of the weights, besides the gates that some lanes compute."""
+    for name, counts in benchmark.of_step(LSTM(), B, H, schedule="persistent").items():
+        by_warp = counts["multiply_adds"]
+        assert by_warp.shape[1] == plan.THREADS // 32
+        assert 0 < by_warp.max() - 5 <= by_warp.min(), name
+
+
 def test_counts_do_not_depend_on_where_numpy_copies(monkeypatch):
     """NumPy aligns its arrays to 16 bytes, so that lanes may reach into one more sector of 32."""
     copy, sectors = np.ascontiguousarray, []

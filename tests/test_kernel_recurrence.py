@@ -320,6 +320,8 @@ def test_what_is_computed_after_blocks_have_not_met_is_nan(cell, schedule, monke
 
 PERSISTENT = {  # B, H, multiprocessors, KiB of shared memory: the kernels of both passes
     (1, 33, 2, 227): ("1, 8, 3, 1", "1, 8, 3, 1"),
+    (1, 20, 10, 227): ("1, 2, 3, 1", "1, 2, 3, 1"),  # one tile of 8 weight rows, or four of 2
+    (8, 40, 3, 227): ("4, 4, 3, 1", "4, 4, 3, 1"),
     (2, 96, 2, 40): ("4, 12, 2, 1", "4, 12, 2, 1"),
     (2, 96, 2, 5): ("4, 8, 3, 1", "4, 8, 3, 1"),  # a part's weights in registers span two pieces of the operand
     (2, 80, 1, 32): ("4, 8, 3, 1", "4, 8, 3, 1"),  # pieces, and more tiles than are multiplied at once

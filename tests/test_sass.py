@@ -124,14 +124,17 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
 @pytest.mark.parametrize(
     ("kernels", "share", "count"),
     [
-        ("Exchange::(block|grid), 4", 0.84, 20),
+        ("Exchange::grid, 1, 8", 0.67, 4),
+        ("Exchange::grid, 1, 2", 0.46, 4),
+        ("Exchange::(block|grid), 4, (8|12)", 0.84, 20),
+        ("Exchange::grid, 4, 4", 0.8, 4),
         ("Exchange::launch, 4", 0.78, 4),
         ("8, 2, 12", 0.78, 2),
         ("8, [34], [68]", 0.84, 4),
     ],
 )
 def test_the_product_loops_multiply(kernels, share, count, architecture):
-    """In float32, for tiles of at least 4 batch rows, most instructions multiply, and all loads have 128 bits.
+    """In float32, most instructions multiply unless a tile has few rows, and all loads have 128 bits.
 
     The planner knows the share of multiplications.
     """

@@ -288,9 +288,11 @@ def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     if cell.sums_over_units:
         return _OF_ROWS
     several = Variant("grid", 4, owned=_OWNED[dtype.accumulator])
-    if not _can_hold(cell, dtype):
-        return [Variant("grid", 1), Variant("grid", 4), several]
-    return [Variant("grid", 1, held=3), Variant("grid", 4, held=3), Variant("grid", 4, tile_rows=12, held=2), several]
+    # Small tiles, so that all warps of a block have some where it has few weights.
+    sizes = [(1, 2), (1, 8), (4, 4), (4, 8)]
+    held = 3 if _can_hold(cell, dtype) else 0
+    variants = [Variant("grid", columns, tile_rows=rows, held=held) for columns, rows in sizes]
+    return [*variants, *([Variant("grid", 4, tile_rows=12, held=2)] if held else []), several]
 
 
 def _cluster_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
@@ -332,7 +334,7 @@ def _shared_bytes(problem: Problem, launch: Launch) -> int:
     variant, width = launch.variant, launch.variant.width(problem.dtype)
     products = Product.of(problem, launch.units, variant)
     rows = -(-launch.rows // variant.columns) * variant.columns
-    sums = launch.sums * rows * max(p.tiles for p in products) * variant.tile_rows
+    sums = -(-launch.sums * rows * max(p.tiles for p in products) * variant.tile_rows // 4) * 4
     operand, weights = launch.at_once * variant.columns * launch.chunk, 0
     if variant.exchange == "block":
         operand = rows * sum(p.widths for p in products) * width

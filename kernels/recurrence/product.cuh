@@ -16,11 +16,12 @@ struct Tile {
     static constexpr int lanes = columns == 1 ? 32 : 8, width = lanes * size;
     // Numbers of a width of the tile.
     static constexpr int weights = rows * width, operands = columns * width;
-    static_assert(columns == 1 ? rows == 8 : columns == 4 && rows % 2 == 0, "see row() and column()");
+    static_assert(columns == 1 ? 32 % rows == 0 : columns == 4 && rows % 2 == 0, "see row() and column()");
+    static constexpr int same = columns == 1 ? lanes / rows : 1;  // neighbouring lanes that have the same sum in the end
 
     __device__ static int lane() { return threadIdx.x % lanes; }
     __device__ static int row(int i, int lane) {
-        if (columns == 1) return i ^ lane / 4;
+        if (columns == 1) return i ^ lane / same;
         return lane % 2 == 0 ? i : i < rows / 2 ? i + rows / 2 : i - rows / 2;
     }
     __device__ static int column(int c, int lane) { return columns == 1 ? c : c ^ lane / 2; }

@@ -67,7 +67,8 @@ struct Share {
           chunk(chunk / Tile::width), parts(parts), at_once(at_once), units(units),
           joint_j0(j0 - rank() * units), joint(blocks == 1 ? own : min(blocks * units, H - joint_j0)),
           biases(reinterpret_cast<Real*>(memory)), sums(biases + (most_biases + 3) / 4 * 4) {
-        operand = reinterpret_cast<Storage*>(sums + Portion<Tile>::sums(parts) * padded_rows() * Tile::tiles(most_sums) * Tile::rows);
+        const int of_parts = Portion<Tile>::sums(parts) * padded_rows() * Tile::tiles(most_sums) * Tile::rows;
+        operand = reinterpret_cast<Storage*>(sums + (of_parts + 3) / 4 * 4);  // packets begin there
         const int in_operand = exchange == Exchange::block ? padded_rows() * widths : at_once * Tile::columns * this->chunk;
         weights = operand + in_operand * Tile::width;
     }
@@ -283,7 +284,7 @@ struct Share {
             part /= Portion<Tile>::of_warp;
             if (threadIdx.x % 32 >= Tile::lanes) return;
         }
-        if (Tile::columns == 1 && lane % 4 != 0) return;
+        if (lane % Tile::same != 0) return;
         const int n = tile * Tile::rows + Tile::row(0, lane);
         Real* const to = sums + (part * padded_rows() + r + Tile::column(0, lane)) * length + n;
 #pragma unroll
