@@ -36,12 +36,33 @@ struct Stretch {
     const T *panel, *ahead;
 };
 
+// sums[r][v] += the number of row r at k * panel[v], which lies as `tile` says.
+template <int width, bool strip, int R, int V, typename T>
+ALWAYS_INLINE void add_product(
+    const T* const (&rows)[R], int64_t k, const T* panel, int64_t apart, Vector<T> (&sums)[R][V]) {
+    using Real = Vector<T>;
+    constexpr int lanes = Real::lanes;
+    Real b[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        Real x = rows[r][strip ? k * R : k];
+#if defined(__AVX512F__)
+        asm("" : "+v"(x.raw));  // in a register once, and not in memory at each of its products
+#endif
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sums[r][v] = fma(x, b[v], sums[r][v]);
+    }
+}
+
 // to[r][v] = from[r][v] + sum over k of a[r][k] * panel[k][v], of each stretch after the other; with `strip`, a[r][k]
 // lies at a[0][k * R + r]. The registers v are those of `side` parts, one after another, each of `width`.
 template <typename T, int R, int width, int side, bool strip>
 void tile(const Stretch<T>* stretches, int count, const T* const* from, T* const* to) {
     using Real = Vector<T>;
-    constexpr int lanes = Real::lanes, V = width * side;
+    constexpr int lanes = Real::lanes, V = width * side, step = width * lanes;
+    constexpr int at_once = 2;  // numbers k: of the instructions for a single one a fifth would be the loop's own
     Real sums[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -49,26 +70,21 @@ void tile(const Stretch<T>* stretches, int count, const T* const* from, T* const
         for (int v = 0; v < V; ++v) sums[r][v] = Real::load(from[r] + v * lanes);
     }
     for (int i = 0; i < count; ++i) {
-        const int64_t K = stretches[i].K, apart = K * width * lanes;
+        const int64_t K = stretches[i].K, apart = K * step;
         const T *panel = stretches[i].panel, *ahead = stretches[i].ahead;
         const T* rows[R];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) rows[r] = strip ? stretches[i].a[0] + r : stretches[i].a[r];
-        for (int64_t k = 0; k < K; ++k, panel += width * lanes, ahead += width * lanes) {
-            Real b[V];
-            if (!strip) __builtin_prefetch(ahead, 0, 2);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) b[v] = Real::load(panel + v / width * apart + v % width * lanes);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                Real x = rows[r][strip ? k * R : k];
-#if defined(__AVX512F__)
-                asm("" : "+v"(x.raw));  // in a register once, and not in memory at each of its products
-#endif
-#pragma GCC unroll 16
-                for (int v = 0; v < V; ++v) sums[r][v] = fma(x, b[v], sums[r][v]);
+        int64_t k = 0;
+        for (; k + at_once <= K; k += at_once, panel += at_once * step, ahead += at_once * step) {
+#pragma GCC unroll 2
+            for (int i = 0; i < at_once; ++i) {
+                if (!strip) __builtin_prefetch(ahead + i * step, 0, 2);
+                add_product<width, strip>(rows, k + i, panel + i * step, apart, sums);
+                asm volatile("" ::: "memory");  // mixed with the loads of the next k, the sums need too many registers
             }
         }
+        for (; k < K; ++k, panel += step) add_product<width, strip>(rows, k, panel, apart, sums);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
