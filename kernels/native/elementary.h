@@ -58,15 +58,20 @@ struct Reduced {
         using E = Elementary<T>;
         shifted = fma(x, Vector<T>(E::log2_e), Vector<T>(E::to_integer));
         const Vector<T> n = this->n();
-        const Vector<T> r = fma(n, Vector<T>(-E::ln2_low), fma(n, Vector<T>(-E::ln2_high), x));
-        // r + r^2 (1/2! + r (1/3! + ...))
-        Vector<T> series = T(1) / factorial(E::terms);
-#pragma GCC unroll 16
-        for (int k = E::terms - 1; k >= 2; --k) series = fma(series, r, Vector<T>(T(1) / factorial(k)));
-        expm1 = fma(r * r, series, r);
+        const Vector<T> r = fma(n, Vector<T>(-E::ln2_low), fma(n, Vector<T>(-E::ln2_high), x)), square = r * r;
+        expm1 = fma(square, series<2>(r, square), r);
     }
     ALWAYS_INLINE Vector<T> n() const { return shifted - Vector<T>(Elementary<T>::to_integer); }
 
+private:
+    // 1/k! + r / (k+1)! + r^2 (1/(k+2)! + ...), in pairs of terms, since a pair waits for no other.
+    template <int k>
+    static ALWAYS_INLINE Vector<T> series(Vector<T> r, Vector<T> square) {
+        constexpr T even = 1 / factorial(k), odd = 1 / factorial(k + 1);
+        const Vector<T> pair = fma(Vector<T>(odd), r, Vector<T>(even));
+        if constexpr (k + 1 >= Elementary<T>::terms) return pair;
+        else return fma(series<k + 2>(r, square), square, pair);
+    }
     static constexpr T factorial(int k) { return k < 2 ? T(1) : T(k) * factorial(k - 1); }
 };
 
@@ -75,19 +80,6 @@ ALWAYS_INLINE Vector<T> exp(Vector<T> x) {
     using E = Elementary<T>;
     const Reduced<T> reduced(min(Vector<T>(E::largest), max(Vector<T>(E::least), x)));
     return scale(reduced.expm1 + 1, reduced.n());
-}
-
-// exp(x) of numbers that are not above zero. 2^n may be subnormal, but not 2^64 times as much.
-template <typename T>
-ALWAYS_INLINE Vector<T> exp_below_zero(Vector<T> x) {
-#if defined(__AVX512F__)
-    return exp(x);
-#else
-    using E = Elementary<T>;
-    const Reduced<T> reduced(max(Vector<T>(E::least), x));
-    const Vector<T> power = power_of_two<T, 64>(reduced.shifted);
-    return fma(power, reduced.expm1, power) * Vector<T>(1 / T(1ull << 32) / T(1ull << 32));
-#endif
 }
 
 // e / (e + 2) with e = exp(2 |a|) - 1, and the sign of a.
@@ -127,7 +119,16 @@ struct Gate<Vector<T>> {
     Real held;
 
     static ALWAYS_INLINE Gate of(Real a) {
-        const Real e = exp_below_zero(Real::of_bits(a.bits() | Real::sign())), smaller = e / (1 + e);
+        const Real below_zero = Real::of_bits(a.bits() | Real::sign());
+#if defined(__AVX512F__)
+        const Real e = exp(below_zero), smaller = e / (1 + e);
+#else
+        // Of 2^64 e and 2^64: e itself may be subnormal.
+        constexpr T scaled = T(1ull << 32) * T(1ull << 32);
+        const Reduced<T> reduced(max(Real(Elementary<T>::least), below_zero));
+        const Real power = power_of_two<T, 64>(reduced.shifted);
+        const Real e = fma(power, reduced.expm1, power), smaller = e / (scaled + e);
+#endif
         return {Real::of_bits(smaller.bits() | (~a.bits() & Real::sign()))};
     }
     ALWAYS_INLINE auto holds_complement() const { return signbit(held); }
