@@ -164,7 +164,7 @@ def loss_curve(
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)
     write("loss_curve", axes.figure, path)
     return axes
 
@@ -183,14 +183,13 @@ def _losses(name: str, metrics: Any) -> tuple[list[dict[str, Any]], list[dict[st
     return training, [record for record in records if "validation_loss" in record]
 
 
-def _smoothed(values: list[float]) -> list[float]:
+def _smoothed(values: list[float]) -> NDArray[Any]:
     """The centred moving average over a twentieth of the values; over fewer values near the ends."""
-    smoothed = []
-    for i in range(len(values)):
-        reach = min(len(values) // 40, i, len(values) - 1 - i)
-        part = values[i - reach : i + reach + 1]
-        smoothed.append(sum(part) / len(part))
-    return smoothed
+    places = np.arange(len(values))
+    reach = np.minimum(len(values) // 40, np.minimum(places, places[::-1]))
+    # From each pair of places the sum of the values between them. A zero ends the last one.
+    borders = np.stack([places - reach, places + reach + 1], axis=1).ravel()
+    return np.add.reduceat([*values, 0.0], borders)[::2] / (2 * reach + 1)
 
 
 def forecast(

@@ -22,11 +22,9 @@ def namespace(array: Any) -> Any:
 
 def contiguous(array: Any) -> Any:
     """``array`` in C order, as kernels need it: itself if it is so already, else a copy. None stays None."""
-    if array is None or is_cupy_array(array):
-        return None if array is None else namespace(array).ascontiguousarray(array)
-    if array.flags.c_contiguous:
+    if array is None or array.flags.c_contiguous:
         return array
-    copy = host.empty(array.shape, array.dtype)
+    copy = empty(array, array.shape, array.dtype)
     copy[...] = array
     return copy
 

@@ -80,7 +80,7 @@ def gradient_flow(norms: Mapping[str, NDArray[Any]], path: PathLike | None = Non
     axes.set_xlabel("time step t")
     axes.set_ylabel("norm")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)
     write(where, axes.figure, path)
     return axes
 
@@ -179,7 +179,7 @@ def singular_values(spectra: Mapping[str, Spectrum], path: PathLike | None = Non
     axes.set_ylabel("singular value")
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)
     write(where, axes.figure, path)
     return axes
 
@@ -264,7 +264,7 @@ def fixed_points(
     right.set_title("eigenvalues of their Jacobians", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize=8)
+        axes.legend(loc="best", framealpha=0.8, edgecolor="none", fontsize=8)
     write(where, figure, path)
     return panels
 
@@ -313,7 +313,7 @@ def gradient_norms(record: GradientNorms, path: PathLike | None = None, *, ax: A
     axes.set_ylabel("norm of the gradient, before clipping")
     whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(loc="best", frameon=False)
     write(where, axes.figure, path)
     return axes
 
@@ -472,7 +472,7 @@ def lyapunov_spectrum(spectrum: LyapunovSpectrum, path: PathLike | None = None) 
     right.set_xlabel(f"time averaged over ({_PLURAL[spectrum.unit]})")
     right.set_ylabel(f"estimate (nats per {spectrum.unit})")
     right.set_title("convergence", fontsize=10)
-    right.legend(framealpha=0.8, edgecolor="none", fontsize=8)
+    right.legend(loc="best", framealpha=0.8, edgecolor="none", fontsize=8)
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
         axes.grid(alpha=0.3)

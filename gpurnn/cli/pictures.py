@@ -29,7 +29,7 @@ def draw_groups(actual: list[Any] | None, found: list[Any], classes: list[str], 
         axes.set_xlabel(f"{target} as it is", parse_math=False)
         axes.set_ylabel(f"{target} as predicted", parse_math=False)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend(loc="best", frameon=False)
     plots.write("gpurnn", figure, path)
     say(f"picture     {path}")
 

@@ -8,13 +8,11 @@ from typing import Any
 from .. import _dispatch, cells
 from ..cells import Activation, Cell, activations
 from ..layers.recurrent import Stacked
+from ..reference.cells.normalisation import EPSILON
 from .onnx_graph import Graph, Value, xp
 
 Weights = Mapping[str, Value]
 """The weights of a direction by the names of the cell's parameters; matrices are transposed."""
-
-EPSILON = 1e-5
-"""The number that layer norm adds to the variance."""
 
 
 def weights_of(graph: Graph, layer: Stacked, suffix: str, prefix: str) -> Weights:

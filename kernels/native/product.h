@@ -78,9 +78,9 @@ void tile(const Stretch<T>* stretches, int count, const T* const* from, T* const
         int64_t k = 0;
         for (; k + at_once <= K; k += at_once, panel += at_once * step, ahead += at_once * step) {
 #pragma GCC unroll 2
-            for (int i = 0; i < at_once; ++i) {
-                if (!strip) __builtin_prefetch(ahead + i * step, 0, 2);
-                add_product<width, strip>(rows, k + i, panel + i * step, apart, sums);
+            for (int next = 0; next < at_once; ++next) {
+                if (!strip) __builtin_prefetch(ahead + next * step, 0, 2);
+                add_product<width, strip>(rows, k + next, panel + next * step, apart, sums);
                 asm volatile("" ::: "memory");  // mixed with the loads of the next k, the sums need too many registers
             }
         }
