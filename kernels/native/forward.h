@@ -1,9 +1,9 @@
 // All steps of one direction of a layer, forward.
 //
 // A thread takes the steps of its part of the batch one after another. It computes W_ih x with each step where its cache
-// has room for both matrices, and otherwise for as many steps as stay there; the sums of W_hh h start with that. The
-// cell makes the new state of the sums of a tile before they leave the first cache. This file does for a register of
-// units what `steps.cuh` does for one.
+// has room for both matrices or the next cache is fast, and otherwise for as many steps as stay there; the sums of W_hh h
+// start with that. The cell makes the new state of the sums of a tile before they leave the first cache. This file does
+// for a register of units what `steps.cuh` does for one.
 //
 // The weights are packed before the first step, or, if there is one step only, some panels at a time where they are
 // read. A step of few rows, which programs take that feed their outputs back, reads them as they lie in memory, and its
@@ -23,8 +23,9 @@ class Forward {
     using T = typename Real::Number;
     using Phases = Phase<Cell>;
     static constexpr int lanes = Real::lanes, last_phase = Cell::phases - 1;
-    static constexpr int64_t chunk_rows = 192;  // of inputs that are multiplied before the steps that read them
+    static constexpr int64_t chunk_rows = 192;  // of inputs that are multiplied at most before the steps that read them
     static constexpr int64_t most_together = 1 << 20;  // bytes of weights that stay in the cache beside a step's state
+    static constexpr int64_t rows_worth_weights = 10;  // of a thread that reads all weights from the third cache
 
 public:
     Forward(const Layer<T>& layer, const Cell& cell)
@@ -102,7 +103,8 @@ private:
         meetings[0].meet(count);
 
         const int64_t weight_bytes = int64_t(sizeof(T)) * Cell::gates * H * (I + H);
-        const Part part(index, count, B, weight_bytes, Phases::panels(0, H), layer.team, stays_here());
+        const int64_t cache = reads_weights_fast() && B >= rows_worth_weights * count ? weight_bytes : stays_here();
+        const Part part(index, count, B, weight_bytes, Phases::panels(0, H), layer.team, cache);
         const int64_t rows = part.last_row - part.first_row;
         if (rows == 0) return;
         Barrier& team = meetings[1 + part.team];
@@ -114,12 +116,13 @@ private:
             }
         }
         team.meet(part.shares);
-        const int64_t chunk = chunk_rows > rows ? chunk_rows / rows : 1;
+        const int64_t fitting = stays_here() / 2 / (int64_t(sizeof(T)) * row / part.shares);
+        const int64_t wanted = fitting < chunk_rows ? fitting : chunk_rows, chunk = wanted > rows ? wanted / rows : 1;
         // Teams' rows of sums lie one after another, each with room for a chunk.
         T* const own = sums + (part.first_row + part.team * chunk_rows) * row;
         std::vector<int> active;
         const bool together = !Cell::hidden_apart && !once(layer) && rows >= few_rows &&
-                              weight_bytes / part.shares <= most_together;
+                              (reads_weights_fast() || weight_bytes / part.shares <= most_together);
         for (int64_t s0 = 0; s0 < clock.T; s0 += chunk) {
             const int64_t end = s0 + chunk < clock.T ? s0 + chunk : clock.T;
             if (!together) multiply_inputs<0>(index, part, s0, end, own, active);
