@@ -131,7 +131,7 @@ private:
                 }
             }
             const T* const in[1] = {strips + (m - first) * most};
-            const Stretch<T> all = {in, K, panel, panel};
+            const Stretch<T> all = {in, K, panel, panel, 0};
             tile_of_strip<used>(own)(&all, 1, to, to);
             if (!whole) {
                 for (int r = 0; r < own; ++r) {

@@ -28,12 +28,13 @@ struct Panels {
 };
 
 // Products with one matrix: a[r] is where row r's operand lies, and `panel` is the first part of the matrix's columns.
-// What lies at `ahead` is fetched to the second cache, a line at a time, as far apart as the panel's k.
+// With each k what lies at `ahead` is fetched to the second cache, and `pace` numbers on with the next.
 template <typename T>
 struct Stretch {
     const T* const* a;
     int64_t K;
     const T *panel, *ahead;
+    int64_t pace;
 };
 
 // sums[r][v] += the number of row r at k * panel[v], which lies as `tile` says.
@@ -70,16 +71,16 @@ void tile(const Stretch<T>* stretches, int count, const T* const* from, T* const
         for (int v = 0; v < V; ++v) sums[r][v] = Real::load(from[r] + v * lanes);
     }
     for (int i = 0; i < count; ++i) {
-        const int64_t K = stretches[i].K, apart = K * step;
+        const int64_t K = stretches[i].K, apart = K * step, pace = stretches[i].pace;
         const T *panel = stretches[i].panel, *ahead = stretches[i].ahead;
         const T* rows[R];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) rows[r] = strip ? stretches[i].a[0] + r : stretches[i].a[r];
         int64_t k = 0;
-        for (; k + at_once <= K; k += at_once, panel += at_once * step, ahead += at_once * step) {
+        for (; k + at_once <= K; k += at_once, panel += at_once * step, ahead += at_once * pace) {
 #pragma GCC unroll 2
             for (int next = 0; next < at_once; ++next) {
-                if (!strip) __builtin_prefetch(ahead + next * step, 0, 2);
+                if (!strip) __builtin_prefetch(ahead + next * pace, 0, 2);
                 add_product<width, strip>(rows, k + next, panel + next * step, apart, sums);
                 asm volatile("" ::: "memory");  // mixed with the loads of the next k, the sums need too many registers
             }
@@ -188,7 +189,7 @@ ALWAYS_INLINE void multiply(
     constexpr int part = part_of(width), parts = width / part, lanes = Vector<T>::lanes;
     using Kernels = Tiles<T, part, false>;
     constexpr int most = Kernels::most_rows, panel_size = width * lanes, part_size = part * lanes;
-    constexpr int64_t line = 64 / sizeof(T), lines = part_size / line;  // of each k
+    constexpr int64_t lines = part_size * sizeof(T) / 64;  // of each k
     constexpr int stretches = 1 + int(sizeof...(earlier));
     if (count == 0) return;
     const int64_t tiles = (count + most - 1) / most;
@@ -196,8 +197,10 @@ ALWAYS_INLINE void multiply(
     for (int64_t walked = 0; walked < last - first;) {
         const int beside = last - first - walked >= side ? side : 1;
         const int64_t p = backwards ? last - walked - beside : first + walked;
-        // The first tiles of a panel fetch the one after it, each a line of every k.
+        // The tiles of a panel fetch the next one, each an equal share. Fetched in less time, it would come too late.
         const bool fetches = tiles > 1 && walked + 1 < last - first;
+        int64_t shares = lines;
+        while (2 * shares <= tiles && shares < 8 * lines) shares *= 2;
         const int64_t there = (panels.columns - p * panel_size + part_size - 1) / part_size;
         const int used = there < beside * parts ? int(there) : beside * parts;  // the others' columns are missing
         for (int64_t i = 0; i < tiles; ++i) {
@@ -224,8 +227,9 @@ ALWAYS_INLINE void multiply(
                 index = 0;
                 const auto add = [&](const Panels<T>& own) {
                     const T* const panel = own.panel(p) + q * own.K * part_size;
-                    const int64_t next = (backwards ? -own.K : own.K) * panel_size + i * line;
-                    all[index] = {in[index], own.K, panel, fetches && i < lines ? panel + next : panel};
+                    const int64_t pace = fetches && i < shares ? part_size / shares : 0;
+                    const int64_t next = (backwards ? -own.K : own.K) * panel_size + i * own.K * pace;
+                    all[index] = {in[index], own.K, panel, pace ? panel + next : panel, pace};
                     ++index;
                 };
                 (add(earlier.panels), ...);
