@@ -271,7 +271,11 @@ def fused_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     ]
 
 
-_OF_ROWS = [Variant("grid", 1), Variant("grid", 4)]
+# Small tiles, so that all warps of a block have some where it has few weights.
+_TILES = (1, 2), (1, 8), (4, 4), (4, 8)
+"""Rows of the batch and of the weights in a tile."""
+
+_OF_ROWS = [Variant("grid", columns, tile_rows=rows) for columns, rows in _TILES]
 """The variants of the block and persistent schedules for cells with sums over units."""
 
 
@@ -288,10 +292,8 @@ def _grid_variants(cell: Cell, dtype: Dtype) -> list[Variant]:
     if cell.sums_over_units:
         return _OF_ROWS
     several = Variant("grid", 4, owned=_OWNED[dtype.accumulator])
-    # Small tiles, so that all warps of a block have some where it has few weights.
-    sizes = [(1, 2), (1, 8), (4, 4), (4, 8)]
     held = 3 if _can_hold(cell, dtype) else 0
-    variants = [Variant("grid", columns, tile_rows=rows, held=held) for columns, rows in sizes]
+    variants = [Variant("grid", columns, tile_rows=rows, held=held) for columns, rows in _TILES]
     return [*variants, *([Variant("grid", 4, tile_rows=12, held=2)] if held else []), several]
 
 

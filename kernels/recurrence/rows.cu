@@ -131,9 +131,9 @@ struct PartOfProduct {
 };
 
 // The blocks' parts of products with weights in global memory or in their own shared memory.
-template <typename Storage, typename Real, Exchange exchange, int columns>
+template <typename Storage, typename Real, Exchange exchange, int columns, int tile_rows>
 struct Multiplier {
-    using Shape = Tile<Storage, 8, columns>;
+    using Shape = Tile<Storage, tile_rows, columns>;
     using Part = Share<Storage, Real, exchange, Shape, 0>;
     Part share;
 
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(threads, 1) multiply(
     int s, int rows, int chunk, int parts, int at_once) {
     DYNAMIC_SHARED(Storage, memory);
     const PartOfProduct part(N);
-    const Multiplier<Storage, Real, Exchange::launch, columns> multiply_part(memory, B, rows, chunk, parts, at_once, part.most_rows());
+    const Multiplier<Storage, Real, Exchange::launch, columns, 8> multiply_part(memory, B, rows, chunk, parts, at_once, part.most_rows());
     const auto& share = multiply_part.share;
     const Clock clock{T, B, slots, nullptr, nullptr};
     const long long first = ((long long)share.d * slots + clock.slot(share.d, s)) * B + share.first_row();
@@ -194,9 +194,9 @@ struct Factor {
 };
 
 // A pass in one launch: the products of one phase or two, whose weights the blocks keep, and between them the steps.
-template <typename Storage, typename Real, int columns, bool by_units>
+template <typename Storage, typename Real, int columns, int tile_rows, bool by_units>
 struct Pass {
-    using Multiply = Multiplier<Storage, Real, Exchange::grid, columns>;
+    using Multiply = Multiplier<Storage, Real, Exchange::grid, columns, tile_rows>;
     using Weights = typename Multiply::Part::Weights;
 
     // The products of phase 0 and of the later one.
@@ -284,7 +284,7 @@ struct Pass {
 
 // w (D, N, K) are the rows of W_hh of phase 0, w_later those of the next one, or W_hr. `products` are not read if units are by
 // themselves. `arrived` (gridDim.z * gridDim.y) is zero, and null if a block is alone with its rows.
-template <class Cell, typename Storage, int columns>
+template <class Cell, typename Storage, int columns, int tile_rows>
 __global__ void __launch_bounds__(threads, 1) forward_rows(
     const Storage* w, const Storage* w_later, Storage* products, const Storage* xw, const Storage* b_ih, const Storage* b_hh,
     const Storage* norm, const Storage* norm_c, const int* lengths, const Marks* marks, const Storage* mask,
@@ -297,7 +297,8 @@ __global__ void __launch_bounds__(threads, 1) forward_rows(
     DYNAMIC_SHARED(Storage, memory);
     const Factor factor = by_units ? Factor{H, of_first, P} : Factor{of_first * H, 1, P};
     const Factor later{Cell::projected ? P : of_later * H, 1, H};
-    Pass<Storage, Real, columns, by_units> pass(memory, w, factor, w_later, later, arrived, B, rows, chunk, parts, at_once);
+    Pass<Storage, Real, columns, tile_rows, by_units> pass(
+        memory, w, factor, w_later, later, arrived, B, rows, chunk, parts, at_once);
     const Clock clock{T, B, slots, lengths, marks};
     const int d = blockIdx.z, first_row = pass.multiply.share.first_row();
     const RowForward<Cell, Storage> forward{
@@ -321,7 +322,7 @@ __global__ void __launch_bounds__(threads, 1) forward_rows(
 }
 
 // w (D, K, N) and w_later are those of forward_rows, transposed.
-template <class Cell, typename Storage, int columns>
+template <class Cell, typename Storage, int columns, int tile_rows>
 __global__ void __launch_bounds__(threads, 1) backward_rows(
     const Storage* w, const Storage* w_later, Storage* products, const Storage* saved, const Storage* entering,
     const Storage* normal, const typename Cell::Real* inverses, const Storage* norm, const Storage* norm_c, const int* lengths,
@@ -334,7 +335,8 @@ __global__ void __launch_bounds__(threads, 1) backward_rows(
     constexpr int phases = RowCell<Cell>::phases, of_first = Cell::first_gate(1), G = Cell::gates;
     DYNAMIC_SHARED(Storage, memory);
     const Factor factor{P, 1, of_first * H}, later{phases > 1 ? H : 0, 1, Cell::projected ? P : (G - of_first) * H};
-    Pass<Storage, Real, columns, by_units> pass(memory, w, factor, w_later, later, arrived, B, rows, chunk, parts, at_once);
+    Pass<Storage, Real, columns, tile_rows, by_units> pass(
+        memory, w, factor, w_later, later, arrived, B, rows, chunk, parts, at_once);
     const Clock clock{T, B, T, lengths, marks};
     const int d = blockIdx.z, first_row = pass.multiply.share.first_row();
     const RowBackward<Cell, Storage> backward{

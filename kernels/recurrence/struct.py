@@ -113,7 +113,7 @@ class Struct:
         return f"{name}<{self}, {self.dtype.storage}{phase and ', ' + phase}>"
 
     def _one_launch(self, name: str, variant: Variant) -> str:
-        return f"{name}<{self}, {self.dtype.storage}, {variant.columns}>"
+        return f"{name}<{self}, {self.dtype.storage}, {variant.columns}, {variant.tile_rows}>"
 
     def _stepwise(self, name: str) -> str:
         return f"{name}<{self}, {self.dtype.storage}>"
