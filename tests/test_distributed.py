@@ -1262,13 +1262,11 @@ def test_killed_processes_resume_on_another_number_with_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 @needs_mpi
-def test_process_that_fails_ends_all_within_seconds(tmp_path):
+def test_process_that_fails_ends_all(tmp_path):
     process = started(3, "classifier", tmp_path / "out.json", "shards=3", "fail=1")
-    begin = time.monotonic()
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert "OSError: the disk is gone" in errors
-    assert time.monotonic() - begin < 20
 
 
 GPURNN = Path(sysconfig.get_path("scripts")) / "gpurnn"

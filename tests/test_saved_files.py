@@ -1,5 +1,6 @@
 """Files of layers, models and checkpoints: the saved values are loaded, or the reason for the failure is given."""
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 import zipfile
 
@@ -129,15 +129,31 @@ each_kind = pytest.mark.parametrize("kind", [Kind(name) for name in KINDS], ids=
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX's")
 
 
-def rejected(kind, path, sound=()):
-    """Read a damaged file. Within a second it must give an error that names it, or one of ``sound``."""
-    began = time.process_time()  # the load of the machine must not count
-    found = said = None
+@contextlib.contextmanager
+def work_in_proportion(path):
+    """Few functions are called for the size of a file. Unlike a time, that does not depend on the machine."""
+    calls, before = 0, sys.getprofile()
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
     try:
-        found = kind.read(path)
-    except FileFormatError as error:
-        said = error
-    assert time.process_time() - began < 1
+        yield
+    finally:
+        sys.setprofile(before)
+    assert calls < path.stat().st_size + 20_000
+
+
+def rejected(kind, path, sound=()):
+    """Read a damaged file. With little work it must give an error that names it, or one of ``sound``."""
+    found = said = None
+    with work_in_proportion(path):
+        try:
+            found = kind.read(path)
+        except FileFormatError as error:
+            said = error
     if said is None:
         assert found in sound
         return False
@@ -582,7 +598,7 @@ each_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 
 @each_reader
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_are_rejected_within_a_second_and_a_few_times_their_size(tmp_path, reader, name):
+def test_hostile_files_are_rejected_with_work_and_memory_in_proportion_to_their_size(tmp_path, reader, name):
     path = tmp_path / "m"
     path.write_bytes(HOSTILE[name])
 
@@ -591,15 +607,13 @@ def test_hostile_files_are_rejected_within_a_second_and_a_few_times_their_size(t
             reader(path)
         return caught
 
-    began = time.process_time()
-    rejected()
-    lasted = time.process_time() - began
-    tracemalloc.start()  # which takes several times as long
+    with work_in_proportion(path):
+        rejected()
+    tracemalloc.start()
     try:
         caught, (_, most) = rejected(), tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert lasted < 1
     # A tensor without numbers takes 60 bytes in a file, and several Python objects in memory.
     assert most < (20 if name == "many tensors" else 10) * len(HOSTILE[name]) + 500_000
     assert len(str(caught.value)) < 2000
@@ -608,7 +622,7 @@ def test_hostile_files_are_rejected_within_a_second_and_a_few_times_their_size(t
 @posix
 @each_reader
 @pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "device", "endless device", "terminal"])
-def test_what_is_no_file_is_rejected_at_once(tmp_path, reader, kind):
+def test_what_is_no_file_is_rejected_and_not_waited_for(tmp_path, reader, kind):
     path, sock = tmp_path / "m", None
     if kind == "directory":
         path.mkdir()
@@ -625,10 +639,8 @@ def test_what_is_no_file_is_rejected_at_once(tmp_path, reader, kind):
     else:
         path.symlink_to({"device": "/dev/null", "endless device": "/dev/zero", "terminal": "/dev/ptmx"}[kind])
     what = {"directory": "a directory", "pipe": "a pipe", "socket": "a socket"}.get(kind, "a device")
-    began = time.perf_counter()
     with pytest.raises(FileFormatError, match=re.escape(f"{path}: is {what}, expected a file")):
         reader(path)
-    assert time.perf_counter() - began < 1
     if sock is not None:
         sock.close()
 
@@ -780,18 +792,22 @@ FORGED = [
 
 
 @pytest.mark.parametrize(("name", "change"), FORGED, ids=[f"{i}-{name}" for i, (name, _) in enumerate(FORGED)])
-def test_a_configuration_that_does_not_fit_the_tensors_is_rejected_at_once(tmp_path, name, change):
+def test_a_configuration_that_does_not_fit_the_tensors_is_rejected_with_little_work(tmp_path, name, change):
     path = tmp_path / "m"
     forge(path, name, change)
-    tracemalloc.start()
-    began = time.process_time()
-    try:
+
+    def rejected():
         with pytest.raises(FileFormatError, match=re.escape(f"{path}: its contents do not make a ")):
             load(path)
-        lasted, (_, most) = time.process_time() - began, tracemalloc.get_traced_memory()
+
+    with work_in_proportion(path):
+        rejected()
+    tracemalloc.start()
+    try:
+        rejected()
+        _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert lasted < 1
     assert most < 10 * path.stat().st_size + 500_000
 
 
