@@ -66,18 +66,15 @@ private:
         if (index == 0) {
             for (int64_t i = 0; i < zeros_size(layer); ++i) zeros[i] = 0;
         }
-        const int64_t groups = (H + lanes - 1) / lanes;
         const Part part(index, count, B, int64_t(sizeof(T)) * G * H * H, panels.hidden_panels(0).count(), layer.team);
         Barrier& team = meetings[1 + part.team];
         std::vector<int> active, rows;
         for (int64_t end = clock.T; end > 0;) {
             const int64_t s0 = (end - 1) / layer.chunk * layer.chunk;
+            const Step last = step_at(end - 1, s0);
             meetings[0].meet(count);  // the gradients of the chunk before are done with the gates
             for (int64_t b = part.first_row; b < part.last_row; ++b) {
-                if (clock.past(clock.time(layer.backwards, end - 1), b)) continue;
-                for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
-                    begin<false>(end - 1, s0, b, group * lanes);
-                }
+                if (!clock.past(last.t, b)) begin_row(part, last, b);
             }
             team.meet(part.shares);
             for (int64_t s = end - 1; s >= s0; --s) {
@@ -95,6 +92,26 @@ private:
         }
     }
 
+    // What a position reads and writes, from the first row on.
+    struct Step {
+        int t;
+        bool exists;  // among the positions of the chunk
+        bool marked;  // rows may pause, end or restart
+        int64_t H, row;
+        const T *saved, *dy, *operand;   // (B, S, H), (B, row) or null, and (B, H): h as it entered
+        T *dh, *dc, *direct;             // (B, H)
+        T *da, *da_hidden;               // (B, G*H)
+    };
+    Step step_at(int64_t s, int64_t s0) const {
+        const bool exists = s >= s0;
+        if (!exists) s = s0;
+        const int t = clock.time(layer.backwards, s);
+        const int64_t slot = clock.slot(layer.backwards, s), gates = (s - s0) * B * G * H;
+        return {t, exists, layer.lengths || layer.marks, H, layer.row, layer.saved + slot * B * Cell::num_saved * H,
+                layer.dy ? layer.dy + int64_t(t) * B * layer.row : nullptr, layer.operands + slot * B * H,
+                layer.dh, layer.dc, direct, da + gates, da_hidden + gates};
+    }
+
     // The transposes of position s from this phase down to the first, each with what the cell computes after it.
     template <int phase>
     void steps(const Part& part, int64_t s, int64_t s0, const std::vector<int>& active, Barrier& team) const {
@@ -102,25 +119,27 @@ private:
         const int64_t all = own.count();
         const int64_t first_number = int64_t(Cell::first_gate(phase)) * H;
         alignas(64) T products[most_sums * lanes];
+        const Step of_step = step_at(s, s0), of_earlier = step_at(s - 1, s0);
         multiply<plain_width>(
             own, part.first(all), part.last(all), s % 2, int64_t(active.size()),
-            [&](int64_t i) { return da_hidden + gates_at(s - s0, active[i]) + first_number; },
+            [&](int64_t i) { return of_step.da_hidden + active[i] * G * H + first_number; },
             [&](int64_t) { return zeros; },
             [&](int64_t i, int r, int64_t p, int beside) {
                 constexpr int64_t columns = plain_width * lanes;
-                if (phase == 0 && s > s0) fetch(s - 1, active[i], p * columns, beside * columns);
+                if (phase == 0 && of_earlier.exists) fetch(of_earlier, active[i], p * columns, beside * columns);
                 return products + r * beside * columns;
             },
             [&](int64_t i, int rows, int64_t p, int beside) {
+                const Step step = of_step, earlier = of_earlier;  // in registers, whatever is stored
                 for (int r = 0; r < rows; ++r) {
                     const int64_t b = active[i + r];
                     const T* product = products + r * beside * plain_width * lanes;
                     for (int v = 0; v < beside * plain_width; ++v, product += lanes) {
                         const int64_t j = (p * plain_width + v) * lanes;
-                        if (H - j >= lanes) {
-                            finish<phase, true>(s, s0, b, j, Real::load(product));
-                        } else if (H > j) {
-                            finish<phase, false>(s, s0, b, j, Real::load(product));
+                        if (step.H - j >= lanes) {
+                            finish<phase, true>(step, earlier, b, j, Real::load(product));
+                        } else if (step.H > j) {
+                            finish<phase, false>(step, earlier, b, j, Real::load(product));
                         }
                     }
                 }
@@ -131,15 +150,14 @@ private:
         if constexpr (phase > 0) steps<phase - 1>(part, s, s0, active, team);
     }
 
-    // Fetches what `begin` will read of some columns at position s, while the product before it is computed.
-    ALWAYS_INLINE void fetch(int64_t s, int64_t b, int64_t j, int64_t columns) const {
+    // Fetches what `begin` will read of some columns at a position, while the product before it is computed.
+    ALWAYS_INLINE void fetch(const Step& step, int64_t b, int64_t j, int64_t columns) const {
         constexpr int64_t line = 64 / sizeof(T);
         const int64_t end = j + columns < H ? j + columns : H;
-        const T* const values = layer.saved + (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H;
-        const int64_t row = (int64_t(clock.time(layer.backwards, s)) * B + b) * layer.row;
+        const T* const values = step.saved + b * Cell::num_saved * H;
         for (int64_t at = j; at < end; at += line) {
             for (int k = 0; k < Cell::num_saved; ++k) __builtin_prefetch(values + k * H + at);
-            if (layer.dy) __builtin_prefetch(layer.dy + row + at);
+            if (step.dy) __builtin_prefetch(step.dy + b * step.row + at);
         }
     }
 
@@ -162,56 +180,53 @@ private:
 
     // Those that exist at position s and not at the one after it in this direction: nothing came back from its products.
     void begin_rows_that_end(const Part& part, int64_t s, int64_t s0) const {
-        const int t = clock.time(layer.backwards, s), later = clock.time(layer.backwards, s + 1);
-        const int64_t groups = (H + lanes - 1) / lanes;
+        const Step step = step_at(s, s0);
+        const int later = clock.time(layer.backwards, s + 1);
         for (int64_t b = part.first_row; b < part.last_row; ++b) {
-            if (clock.past(t, b) || !clock.past(later, b)) continue;
-            for (int64_t group = part.first(groups); group < part.last(groups); ++group) {
-                begin<false>(s, s0, b, group * lanes);
-            }
+            if (!clock.past(step.t, b) && clock.past(later, b)) begin_row(part, step, b);
         }
     }
 
+    // After the product of a phase, for the units of row b from j on. `earlier` is the position before.
     template <int phase, bool whole>
-    ALWAYS_INLINE void finish(int64_t s, int64_t s0, int64_t b, int64_t j, Real product) const {
-        const int64_t count = whole ? lanes : H - j, at = b * H + j;
-        const int t = clock.time(layer.backwards, s);
+    ALWAYS_INLINE void finish(const Step& step, const Step& earlier, int64_t b, int64_t j, Real product) const {
+        const int64_t H = step.H, count = whole ? lanes : H - j, at = b * H + j;
         if constexpr (phase > 0) {
             Real values[Cell::num_saved], gates[G];
             for (Real& gate : gates) gate = 0;
-            load<whole>(s, b, j, count, values);
-            const Real entered = get<whole>(layer.operands + operand_at(0, s, b) + j, count);
+            load<whole>(step, b, j, count, values);
+            const Real entered = get<whole>(step.operand + at, count);
             put<whole>(cell.operand_backward(values, entered, product, gates), through + at, count);
-            T* const to = da + gates_at(s - s0, b) + j;
+            T* const to = step.da + b * G * H + j;
             for (int g = 0; g < Cell::waiting; ++g) put<whole>(gates[g], to + g * H, count);
         } else {
             if (Cell::phases > 1) product += get<whole>(through + at, count);
             if (layer.mask) product *= get<whole>(layer.mask + at, count);
-            Real dh = product + get<whole>(direct + at, count);
-            if (clock.cut(layer.backwards, t, b)) {
+            Real dh = product + get<whole>(step.direct + at, count);
+            if (step.marked && clock.cut(layer.backwards, step.t, b)) {
                 dh = 0;
-                if (Cell::has_c) put<whole>(Real(0), layer.dc + at, count);
+                if (Cell::has_c) put<whole>(Real(0), step.dc + at, count);
             }
-            put<whole>(dh, layer.dh + at, count);
-            if (s > s0 && !clock.past(clock.time(layer.backwards, s - 1), b)) begin<whole>(s - 1, s0, b, j);
+            put<whole>(dh, step.dh + at, count);
+            if (earlier.exists && !(step.marked && clock.past(earlier.t, b))) begin<whole>(earlier, b, j);
         }
     }
 
-    // From the gradients of the state after position s to those of its gates, except those that wait for a later phase.
+    // From the gradients of the state after a position to those of its gates, except those that wait for a later phase.
     template <bool whole>
-    ALWAYS_INLINE void begin(int64_t s, int64_t s0, int64_t b, int64_t j) const {
-        const int64_t count = whole ? lanes : H - j, at = b * H + j;
-        const int t = clock.time(layer.backwards, s);
-        Real dh = get<whole>(layer.dh + at, count);
-        Real dc = Cell::has_c ? get<whole>(layer.dc + at, count) : Real(0);
-        if (layer.dy) dh += get<whole>(layer.dy + (int64_t(t) * B + b) * layer.row + j, count);
+    ALWAYS_INLINE void begin(const Step& step, int64_t b, int64_t j) const {
+        const int64_t H = step.H, count = whole ? lanes : H - j, at = b * H + j;
+        Real dh = get<whole>(step.dh + at, count);
+        Real dc = Cell::has_c ? get<whole>(step.dc + at, count) : Real(0);
+        if (step.dy) dh += get<whole>(step.dy + b * step.row + j, count);
         Real values[Cell::num_saved], gates[G], hidden_gates[G], past_products;
-        load<whole>(s, b, j, count, values);
-        with_members<Cell, whole, false>(cell, layer, t, b, j, count).backward(values, dh, dc, gates, hidden_gates, past_products);
-        put<whole>(past_products, direct + at, count);
-        if (Cell::has_c) put<whole>(dc, layer.dc + at, count);
-        T* const to = da + gates_at(s - s0, b) + j;
-        T* const to_hidden = da_hidden + gates_at(s - s0, b) + j;
+        load<whole>(step, b, j, count, values);
+        with_members<Cell, whole, false>(cell, layer, step.t, b, j, count)
+            .backward(values, dh, dc, gates, hidden_gates, past_products);
+        put<whole>(past_products, step.direct + at, count);
+        if (Cell::has_c) put<whole>(dc, step.dc + at, count);
+        T* const to = step.da + b * G * H + j;
+        T* const to_hidden = step.da_hidden + b * G * H + j;
         for (int g = Cell::waiting; g < G; ++g) {
             put<whole>(gates[g], to + g * H, count);
             if (Cell::hidden_apart) put<whole>(hidden_gates[g], to_hidden + g * H, count);
@@ -219,9 +234,18 @@ private:
     }
 
     template <bool whole>
-    ALWAYS_INLINE void load(int64_t s, int64_t b, int64_t j, int64_t count, Real (&values)[Cell::num_saved]) const {
-        const T* const from = layer.saved + (clock.slot(layer.backwards, s) * B + b) * Cell::num_saved * H + j;
-        for (int k = 0; k < Cell::num_saved; ++k) values[k] = get<whole>(from + k * H, count);
+    ALWAYS_INLINE void load(const Step& step, int64_t b, int64_t j, int64_t count, Real (&values)[Cell::num_saved]) const {
+        const T* const from = step.saved + b * Cell::num_saved * step.H + j;
+        for (int k = 0; k < Cell::num_saved; ++k) values[k] = get<whole>(from + k * step.H, count);
+    }
+
+    // `begin` for a part's units of a row.
+    void begin_row(const Part& part, const Step& step, int64_t b) const {
+        const int64_t groups = (H + lanes - 1) / lanes;
+        for (int64_t j = part.first(groups) * lanes; j < part.last(groups) * lanes; j += lanes) {
+            if (H - j >= lanes) begin<true>(step, b, j);
+            else begin<false>(step, b, j);
+        }
     }
 
     // The rows of a chunk that exist, in the order of the backward pass, as indices (s - s0, b).
@@ -306,11 +330,6 @@ private:
                 }
             }
         }
-    }
-
-    int64_t gates_at(int64_t position, int64_t b) const { return (position * B + b) * G * H; }
-    int64_t operand_at(int phase, int64_t s, int64_t b) const {
-        return ((int64_t(phase) * clock.slots + clock.slot(layer.backwards, s)) * B + b) * H;
     }
 
     const Layer<T>& layer;

@@ -100,7 +100,7 @@ void forward(
     team.share(time_of<T>(double(rows) * I * O), [&](int index, int count) {
         const SubnormalsAreZero within;
         const auto pack = [&](int width, int64_t first, int64_t last, T* to) {
-            pack_rows(I, width, first, last, to, [&](int64_t column) {
+            pack_rows(I, O, width, first, last, to, [&](int64_t column) {
                 return column < O ? weight + column * I : static_cast<const T*>(nullptr);
             });
         };

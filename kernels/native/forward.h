@@ -36,6 +36,7 @@ public:
           I(layer.inputs),
           H(layer.hidden),
           row(Phases::row(H)),
+          fetches(layer.saved && layer.slots * B * Cell::num_saved * H / layer.team.most > stays_here() / 3 * 4 / int64_t(sizeof(T))),
           meetings(few_once(layer) ? nullptr : new Barrier[layer.team.most + 1]) {
         T* at = layer.workspace;
         packed_at_once = at;
@@ -207,7 +208,11 @@ private:
         const Step of_step = step_at<phase>(s);
         const int64_t rows = int64_t(active.size());
         const auto operand = [&](int64_t i) { return layer.operands + operand_at(phase, s, part.first_row + active[i]); };
-        const auto to = [&](int64_t, int r, int64_t, int beside) { return products + r * beside * width * lanes; };
+        const auto to = [&](int64_t i, int r, int64_t p, int beside) {
+            const int64_t j = p * width / gates * lanes, units = beside * width / gates * lanes;
+            if (fetches) fetch<phase>(of_step, part.first_row + active[i], j, units);
+            return products + r * beside * width * lanes;
+        };
         const auto done = [&](int64_t i, int rows, int64_t p, int beside) {
             const Step step = of_step;  // in registers, whatever is stored
             const int64_t first = p * width / gates, wanted = first + beside * width / gates;
@@ -401,6 +406,20 @@ private:
                 layer.y + int64_t(t) * B * layer.row, next, layer.row, !layer.marks && !layer.mask};
     }
 
+    // Fetches what `finish` will write of some units, while the product before it is computed: storing would wait for it.
+    template <int phase>
+    ALWAYS_INLINE void fetch(const Step& step, int64_t b, int64_t j, int64_t units) const {
+        constexpr int64_t line = 64 / sizeof(T);
+        constexpr int first = Cell::first_gate(phase), end = phase < last_phase ? Cell::first_gate(phase + 1) : Cell::num_saved;
+        const int64_t last = j + units < step.H ? j + units : step.H;
+        T* const to = step.saved + b * Cell::num_saved * step.H;
+        for (; j < last; j += line) {
+            for (int k = first; k < end; ++k) __builtin_prefetch(to + k * step.H + j, 0, 2);
+            if (step.next) __builtin_prefetch(step.next + b * step.H + j, 0, 2);
+            if (phase == last_phase) __builtin_prefetch(step.y + b * step.row + j, 0, 2);
+        }
+    }
+
     // After the product of a phase, for the units of row b from j on.
     template <int phase, bool whole>
     ALWAYS_INLINE void finish(const Step& step, int64_t b, int64_t j, const T* input, const T* product) const {
@@ -470,6 +489,7 @@ private:
     const Cell cell;
     const Clock clock;
     const int64_t B, I, H, row;
+    const bool fetches;  // what training saves is more than stays in the cache from one call to the next
     const std::unique_ptr<Barrier[]> meetings;
     std::vector<int> only;  // of the only step, the rows that exist
     Shares of_phase[Cell::phases];

@@ -6,13 +6,15 @@
 // A matrix (K, columns), of which row_of(column) is where a column's K numbers lie, null for zeros, as panels of `width`
 // registers. Writes panels first ... last - 1, to `to`.
 template <typename T, class RowOf>
-void pack_rows(int64_t K, int width, int64_t first, int64_t last, T* to, RowOf row_of) {
+void pack_rows(int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to, RowOf row_of) {
     using Real = Vector<T>;
     constexpr int lanes = Real::lanes;
-    const int part = part_of(width);
     for (int64_t p = first; p < last; ++p) {
         for (int v = 0; v < width; ++v) {
-            T* const at = to + (((p - first) * width + v / part * part) * K + v % part) * lanes;
+            const int begin = v / part_of(width) * part_of(width);
+            const int part = Panels<T>::of_part(columns, width, p * width + begin);
+            if (v - begin >= part) break;
+            T* const at = to + (((p - first) * width + begin) * K + v - begin) * lanes;
             const T* from[lanes];
             for (int lane = 0; lane < lanes; ++lane) from[lane] = row_of((p * width + v) * lanes + lane);
             for (int64_t k = 0; k < K; k += lanes) {
@@ -34,16 +36,18 @@ template <typename T>
 void pack_columns(const T* w, int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to) {
     using Real = Vector<T>;
     constexpr int64_t rows = 32;
-    const int part = part_of(width), parts = width / part;
+    const int most = part_of(width), parts = width / most;
     for (int64_t k0 = 0; k0 < K; k0 += rows) {
         const int64_t end = k0 + rows < K ? k0 + rows : K;
         for (int64_t p = first * parts; p < last * parts; ++p) {
-            T* at = to + ((p - first * parts) * K + k0) * part * Real::lanes;
+            const int part = Panels<T>::of_part(columns, width, p * most);
+            if (part <= 0) break;
+            T* at = to + (p - first * parts) * K * most * Real::lanes + k0 * part * Real::lanes;
             for (int64_t k = k0; k < end; ++k) {
                 for (int v = 0; v < part; ++v, at += Real::lanes) {
-                    const int64_t column = (p * part + v) * Real::lanes, left = columns - column;
+                    const int64_t column = (p * most + v) * Real::lanes, left = columns - column;
                     const T* const from = w + k * columns + column;
-                    (left >= Real::lanes ? Real::load(from) : left > 0 ? Real::load(from, left) : Real(0)).store(at);
+                    (left >= Real::lanes ? Real::load(from) : Real::load(from, left)).store(at);
                 }
             }
         }

@@ -12,7 +12,8 @@
 constexpr int part_of(int width) { return registers == 16 && register_bytes == 32 && width == 4 ? 2 : width; }
 
 // A matrix (K, columns) in the order in which tiles read it: panels of `width` registers of columns, whose parts are each
-// (K, part_of(width)). What is missing in the last panel is zero. `numbers` has them from panel `begin` on.
+// (K, part_of(width)). The last part is as narrow as the registers that are left; what is missing in the last one of them
+// is zero. `numbers` has the panels from `begin` on.
 template <typename T>
 struct Panels {
     static constexpr int lanes = Vector<T>::lanes;
@@ -23,6 +24,12 @@ struct Panels {
 
     static int64_t count(int64_t columns, int width) { return (columns + width * lanes - 1) / (width * lanes); }
     static int64_t size(int64_t K, int64_t columns, int width) { return count(columns, width) * K * width * lanes; }
+    static int64_t in_registers(int64_t columns) { return (columns + lanes - 1) / lanes; }
+    // The registers of the part that begins with one of them.
+    static int of_part(int64_t columns, int width, int64_t first) {
+        const int64_t left = in_registers(columns) - first;
+        return left < part_of(width) ? int(left) : part_of(width);
+    }
     int64_t count() const { return count(columns, width); }
     const T* panel(int64_t p) const { return numbers + (p - begin) * K * width * lanes; }
 };
@@ -165,6 +172,18 @@ struct Tiles {
     }
     // The tile of so many rows and parts side by side, which are 1, 2 or 4 and at most side(rows).
     static Tile get(int rows, int beside) { return pick<most_rows>(rows, beside); }
+    // The tile of the last part, of so many rows and fewer registers.
+    template <int R = most_rows, int own = width - 1>
+    static Tile narrow(int rows, int registers) {
+        static_assert(own > 0, "parts of a register are never narrow");
+        if constexpr (own > 1) {
+            if (registers < own) return narrow<R, own - 1>(rows, registers);
+        }
+        if constexpr (R > 1) {
+            if (rows < R) return narrow<R - 1, own>(rows, registers);
+        }
+        return tile<T, R, own, 1, strip>;
+    }
 };
 
 // A further matrix of panels, and a function that says where its operand of a row lies.
@@ -201,8 +220,8 @@ ALWAYS_INLINE void multiply(
         const bool fetches = tiles > 1 && walked + 1 < last - first;
         int64_t shares = lines;
         while (2 * shares <= tiles && shares < 8 * lines) shares *= 2;
-        const int64_t there = (panels.columns - p * panel_size + part_size - 1) / part_size;
-        const int used = there < beside * parts ? int(there) : beside * parts;  // the others' columns are missing
+        const int64_t there = Panels<T>::in_registers(panels.columns) - p * width;
+        const int used = there < beside * width ? int(there) : beside * width, whole = used / part, left = used % part;
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t row = count * i / tiles;
             const int rows = int(count * (i + 1) / tiles - row);
@@ -220,9 +239,16 @@ ALWAYS_INLINE void multiply(
             (list(earlier.a), ...);
             list(a);
             const int most_sidewise = Kernels::side(rows);
-            const int sidewise = most_sidewise < beside * parts ? most_sidewise : beside * parts;
-            const auto kernel = Kernels::get(rows, sidewise);
-            for (int q = 0; q < used; q += sidewise) {
+            int sidewise = most_sidewise < beside * parts ? most_sidewise : beside * parts;
+            auto kernel = Kernels::get(rows, sidewise);
+            for (int q = 0; q * part < used; q += sidewise) {
+                if (q + sidewise > whole) {
+                    while (sidewise > 1 && q + sidewise > whole) sidewise /= 2;
+                    kernel = Kernels::get(rows, sidewise);
+                    if constexpr (part > 1) {
+                        if (q == whole) kernel = Kernels::narrow(rows, left);
+                    }
+                }
                 Stretch<T> all[stretches];
                 index = 0;
                 const auto add = [&](const Panels<T>& own) {

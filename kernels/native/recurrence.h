@@ -34,7 +34,7 @@ struct Phase {
     // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows: panels first ... last - 1, to `to`.
     static void pack(int phase, const T* w, int64_t K, int64_t hidden, int64_t first, int64_t last, T* to) {
         const int own = gates(phase);
-        pack_rows(K, width(phase), first, last, to, [&](int64_t column) {
+        pack_rows(K, columns(phase, hidden), width(phase), first, last, to, [&](int64_t column) {
             return weight_row(phase, own, w, K, hidden, column);
         });
     }
@@ -138,8 +138,8 @@ inline int64_t stays_here() {
 }
 
 // Whether a thread that multiplies some rows reads the weights from the third cache as fast as from the second one. That
-// was measured where the second one is small (512 KB, AMD Zen 3). Where it has a megabyte or more, the third is farther.
-inline bool reads_weights_fast() { return stays_here() < 3 << 18; }
+// was measured where the second one has at most a megabyte (AMD Zen 3 and 4). Where it has more, the third is farther.
+inline bool reads_weights_fast() { return stays_here() <= 3 << 18; }
 
 // A thread's part of the recurrent products. It belongs to a team that has rows of the batch to itself, and shares the
 // columns with the others of the team, who meet after each product.

@@ -125,7 +125,7 @@ struct Factor {
         if (!numbers) return;
         const int64_t all = panels().count(), first = all * index / count;
         pack_rows(
-            K, plain_width, first, all * (index + 1) / count, const_cast<T*>(panels().panel(first)),
+            K, gates * filled(units), plain_width, first, all * (index + 1) / count, const_cast<T*>(panels().panel(first)),
             [&](int64_t column) { return row_of(w, K, column); });
     }
 
