@@ -123,8 +123,9 @@ def main(
     peer_python: str,
     raw: Path | None,
 ) -> None:
-    """Print gpurnn's time compared with that of PyTorch and ONNX Runtime, where installed, in Markdown.
+    """Print gpurnn's time compared with that of others, in Markdown.
 
+    The others are PyTorch and ONNX Runtime, where they are installed, and the multiply-adds of the products alone.
     Ratios are medians over the turns, with their quartiles; below 1 gpurnn is faster.
     """
     if context.invoked_subcommand is None:

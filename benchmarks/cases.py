@@ -91,6 +91,11 @@ class Case:
         }
         return x, dy, parameters
 
+    def multiply_adds(self) -> int:
+        """Those of the products: W_ih x and W_hh h of all steps, and in training as many for both gradients."""
+        T, B, I, H = self.size
+        return T * B * CELLS[self.cell] * H * (I + H) * (3 if self.mode == "training" else 1)
+
     def state(self) -> tuple[Array, Array]:
         """h and c (1, B, H) before a step."""
         rng = np.random.default_rng(1)

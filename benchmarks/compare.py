@@ -109,7 +109,7 @@ def run(
         for contender in CONTENDERS:
             if not any(map(contender.takes, cases)):
                 continue
-            python = sys.executable if contender is CONTENDERS[0] else peer_python
+            python = peer_python if contender.is_peer else sys.executable
             try:
                 workers.append((contender, stack.enter_context(Worker(contender.name, threads, python))))
             except NotInstalled as error:

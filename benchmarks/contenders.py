@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from .cases import STEP, AnyCase, Array, Case, Smoothing, Update
+from .cases import MODES, STEP, AnyCase, Array, Case, Smoothing, Update
 
 Step = Callable[[], dict[str, Any]]
 
@@ -20,6 +21,9 @@ class Contender(Protocol):
     """A library that a worker runs. The constructor imports it, and raises ImportError if it is not there."""
 
     name: ClassVar[str]
+    is_peer: ClassVar[bool]
+    """Whether the Python of the peers runs it. Otherwise that of gpurnn does."""
+
     versions: str
 
     def __init__(self, threads: int) -> None: ...
@@ -36,6 +40,7 @@ class Gpurnn(Contender):
     """gpurnn on NumPy arrays."""
 
     name = "gpurnn"
+    is_peer = False
 
     def __init__(self, threads: int) -> None:  # read from the environment, as by NumPy's BLAS
         import gpurnn
@@ -99,6 +104,7 @@ class PyTorch(Contender):
     """torch.nn's layers and cells, and torch.optim, on the CPU."""
 
     name = "PyTorch"
+    is_peer = True
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -159,6 +165,7 @@ class OnnxRuntime(Contender):
     """ONNX Runtime's RNN, LSTM and GRU operators on the CPU, for inference only."""
 
     name = "ONNX Runtime"
+    is_peer = True
 
     ORDER: ClassVar = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "gru-before": (1, 0, 2)}
     """ONNX's gate blocks, i o f c and z r h, as places in PyTorch's order."""
@@ -214,6 +221,7 @@ class Statsmodels(Contender):
     """The Kalman smoother of statsmodels, which is compiled."""
 
     name = "statsmodels"
+    is_peer = True
 
     def __init__(self, threads: int) -> None:
         import statsmodels
@@ -251,6 +259,7 @@ class Memory(Contender):
     """NumPy, which reads and writes once all numbers that an update needs."""
 
     name = "one pass over memory"
+    is_peer = True
 
     def __init__(self, threads: int) -> None:
         self.versions = f"NumPy {np.__version__}"
@@ -273,4 +282,39 @@ class Memory(Contender):
         return touch
 
 
-CONTENDERS: tuple[type[Contender], ...] = (Gpurnn, PyTorch, OnnxRuntime, Statsmodels, Memory)
+class MultiplyAdds(Contender):
+    """The multiply-adds of a layer's products, on the threads of the compiled wing, and nothing else."""
+
+    name = "multiply-adds"
+    is_peer = False
+
+    def __init__(self, threads: int) -> None:  # read from the environment
+        from gpurnn.kernels.compiler import CompilerError
+        from gpurnn.kernels.native import build, processor
+
+        source = Path(__file__).with_name("multiply_adds.cpp")
+        try:
+            self.library = build.load(build.Library("multiply_adds", lambda: source.read_text(encoding="utf-8")))
+        except CompilerError as error:
+            raise ImportError(str(error)) from error
+        self.versions = f"multiply-adds in {processor.chosen()} registers"
+
+    @classmethod
+    def takes(cls, case: AnyCase) -> bool:
+        return isinstance(case, Case) and case.mode in MODES
+
+    def prepare(self, case: AnyCase) -> Step:
+        from gpurnn.kernels.native import build, threads
+
+        assert isinstance(case, Case)
+        team = threads.team()
+        room = np.empty((team.most, 16), np.float32)
+
+        def multiply() -> dict[str, Any]:
+            build.call(self.library.gpurnn_multiply_adds, team, case.multiply_adds(), room)
+            return {}
+
+        return multiply
+
+
+CONTENDERS: tuple[type[Contender], ...] = (Gpurnn, PyTorch, OnnxRuntime, Statsmodels, Memory, MultiplyAdds)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import compare, distributed, end_to_end, gpu, launches, memory, nvrtc, torch_language_model
 from benchmarks.cases import CELLS, GATES, MODES, STEP, Case, Size, Smoothing, Update
-from benchmarks.contenders import Gpurnn, Memory, NotInstalled, Statsmodels
+from benchmarks.contenders import Gpurnn, Memory, MultiplyAdds, NotInstalled, Statsmodels
 from benchmarks.processes import Worker
 from gpurnn.models import CharVocabulary
 from gpurnn.training import TokenStream
@@ -42,8 +42,9 @@ def command(*arguments):
 def test_the_table_has_a_row_for_each_cell_and_size(no_peers):
     done = command("--size", "3,2,4,5", "--size", "1,1,1,1", "--repeats", 1)
     assert done.returncode == 0, done.stderr
-    number = r"\d[\d.e+-]*"
-    rows = re.findall(rf"^\| ([\w-]+) \| ([\d, ]+) \| ({number}) \| ({number}) \|$", done.stdout, re.MULTILINE)
+    number, ratio = r"(\d[\d.e+-]*)", r"\d[\d.]* \([\d.]+–[\d.]+\)"  # to the multiply-adds
+    pattern = rf"^\| ([\w-]+) \| ([\d, ]+) \| {number} \| {ratio} \| {number} \| {ratio} \|$"
+    rows = re.findall(pattern, done.stdout, re.MULTILINE)
     assert [row[:2] for row in rows] == [
         (cell, s) for cell in ("RNN", "LSTM", "GRU", "GRU-BEFORE") for s in ("3, 2, 4, 5", "1, 1, 1, 1")
     ]
@@ -160,6 +161,18 @@ def test_further_cases_compute_the_same(case, other):
         expected, gradient = case.arrays()
         np.testing.assert_allclose(found["parameter"], expected - 1e-3 * np.sign(gradient), atol=1e-6)
         assert Memory(1).prepare(case)() == {}
+
+
+def test_the_multiply_adds_of_a_case_are_those_of_its_products():
+    inference, training = (Case("lstm", SIZE, mode) for mode in ("inference", "training"))
+    T, B, I, H = SIZE
+    of_inputs, of_states = (T * B * width * 4 * H for width in (I, H))
+    assert inference.multiply_adds() == of_inputs + of_states
+    # each matrix once more for the gradient of what it is multiplied with, and once for its own
+    assert training.multiply_adds() == 3 * of_inputs + 3 * of_states
+    assert MultiplyAdds.takes(training)
+    assert not MultiplyAdds.takes(Case("lstm", Size(1, 1, 4, 5), STEP))
+    assert MultiplyAdds(1).prepare(training)() == {}
 
 
 @pytest.mark.slow
