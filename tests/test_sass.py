@@ -154,6 +154,21 @@ def test_the_product_loops_multiply(kernels, share, count, architecture):
 
 @needs_nvdisasm
 @pytest.mark.slow
+@pytest.mark.parametrize(("columns", "rows"), [(1, 2), (4, 8)])
+def test_the_product_loops_of_kernels_that_compute_rows_read_shared_memory_alone(columns, rows):
+    """A compiler that does not see where a pointer leads would load from an unknown memory instead."""
+    passes = []
+    for module in sass.modules(rf"rows<Lstm<float, Projection>, float, {columns}, {rows}>"):
+        for name, loops in sass.disassemble(module, 90).items():
+            loop = sass.product_loop(loops)
+            assert loop.loads("LDS") == {128: rows + columns}, name
+            assert not loop.loads("LD"), name
+            passes.append(name.split("<")[0])
+    assert sorted(passes) == ["backward_rows", "forward_rows"]
+
+
+@needs_nvdisasm
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", sass.ARCHITECTURES)
 def test_the_loops_of_attention_by_tiles_multiply(architecture):
     """In float32, both products read from shared memory 128 bits at a time."""

@@ -218,9 +218,8 @@ struct Pass {
     }
     __device__ PartOfProduct part(int phase) const { return phase == 0 ? of_first : of_later; }
     __device__ Weights weights(int phase) const {
-        const auto& share = multiply.share;
-        if (phase == 0) return {share.weights, Multiply::Shape::widths(K_first), 0, 0};
-        return {share.weights + Multiply::size(of_first, K_first), Multiply::Shape::widths(K_later), 0, 0};
+        const int before = phase == 0 ? 0 : Multiply::size(of_first, K_first);
+        return {multiply.share.weights + before, Multiply::Shape::widths(phase == 0 ? K_first : K_later), 0, 0};
     }
 
     // Of all blocks that share rows.
