@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cases import AnyCase, Array, Case
-from .contenders import CONTENDERS, NotInstalled
+from .contenders import CONTENDERS, MultiplyAdds, NotInstalled
 from .processes import Worker
 
 TURN = 0.05
@@ -157,14 +157,21 @@ def _table(measured: dict[Case, Measurement], modes: Sequence[str], peers: Seque
     for mode in modes:
         head += [f"{mode}, ms", *(f"/ {name}" for m, name in peers if m == mode)]
     yield row(head)
-    yield row(["---", "---", *["--:"] * (len(head) - 2)])
+    yield row(["---", *["--:"] * (len(head) - 1)])
     for cell, size in dict.fromkeys((case.cell, case.size) for case in measured):
         entries: list[object] = [cell.upper(), ", ".join(map(str, size))]
         for mode in modes:
             found = measured[Case(cell, size, mode)]
             entries.append(f"{1000 * found.seconds:.3g}")
-            entries += [found.ratios.get(name, "–") for m, name in peers if m == mode]
+            entries += [_entry(found.ratios.get(name), name) for m, name in peers if m == mode]
         yield row(entries)
+
+
+def _entry(ratio: Ratio | None, name: str) -> object:
+    """A ratio with its quartiles, which the time of the limit has no need of."""
+    if ratio is None:
+        return "–"
+    return f"{ratio.median:.2f}" if name == MultiplyAdds.name else ratio
 
 
 def _summary(measured: dict[Case, Measurement], peers: Sequence[tuple[str, str]]) -> Iterator[str]:
