@@ -2,8 +2,6 @@
 
 Arguments are passed to pytest, after the selection of the default tests. ``tests -m kernels`` adds the slow tests (more
 combinations of options, each with its own compilation) and those marked as not repeated. The builds run side by side.
-"sanitize" leaves out float64: "conflicts" has it, and only errors within a thread's own arrays are found by "sanitize"
-alone, which have the same indices in both.
 Two of them are builds of the compiled CPU wing, and run its own tests: "threads" tests the widest instruction set,
 since threads work the same way in all of them; "sanitize" tests the other sets too, in float32.
 """
@@ -22,8 +20,7 @@ from gpurnn.kernels import compiler, host
 from gpurnn.kernels.native import processor
 
 PYTEST = [sys.executable, "-m", "pytest", "-n0"]
-KERNELS = [*PYTEST, "-m", "kernels and not slow and not unrepeated"]
-SELECTION = sys.argv[1:] or ["tests"]
+KERNELS = [*PYTEST, "-m", "kernels and not slow and not unrepeated", *(sys.argv[1:] or ["tests"])]
 NATIVE = [*PYTEST, "tests/test_native_recurrence.py", "tests/test_native_operations.py", "-m"]
 IN_FLOAT32 = " and ".join(f"not ({name} and float64)" for name in processor.instruction_sets()[1:])
 
@@ -68,8 +65,8 @@ def main() -> int:
     """Run all builds. Return how many of them had failing tests."""
     sanitizer = host.sanitizer_environment()
     builds = {
-        "conflicts": ([*KERNELS, *SELECTION], {"GPURNN_HOST_BUILD": "conflicts"}),
-        "sanitize": ([*KERNELS, "-k", "not float64", *SELECTION], sanitizer),
+        "conflicts": (KERNELS, {"GPURNN_HOST_BUILD": "conflicts"}),
+        "sanitize": (KERNELS, sanitizer),
         "native sanitize": ([*NATIVE, "not gpu", "-k", IN_FLOAT32], {**sanitizer, "GPURNN_NATIVE_BUILD": "sanitize"}),
         "native threads": thread_sanitizer(),
     }
