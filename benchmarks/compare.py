@@ -168,7 +168,7 @@ def _table(measured: dict[Case, Measurement], modes: Sequence[str], peers: Seque
 
 
 def _entry(ratio: Ratio | None, name: str) -> object:
-    """A ratio with its quartiles, which the time of the limit has no need of."""
+    """A ratio with its quartiles; for the multiply-adds the median alone."""
     if ratio is None:
         return "–"
     return f"{ratio.median:.2f}" if name == MultiplyAdds.name else ratio

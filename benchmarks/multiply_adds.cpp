@@ -7,7 +7,7 @@
 // `count` of them, which all threads share. `to` has room for a register of each thread.
 extern "C" __attribute__((visibility("default"))) void gpurnn_multiply_adds(
     const Team* team, int64_t count, float* to) {
-    const volatile float half = 0.5f;  // a compiler that knows it would compute the end of the chain
+    const volatile float half = 0.5f;  // so that the compiler cannot compute the sums itself
     using Real = Vector<float>;
     constexpr int sums = registers == 32 ? 24 : 12;  // enough that none waits for the one before
     const int64_t rounds = count / (sums * Real::lanes) + 1;

@@ -81,7 +81,7 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(cache, source, 
     )
     with pytest.raises(CompilerError, match=message):
         library(source)
-    assert time.monotonic() - begin < 500  # and not the thousand seconds of the sleep
+    assert time.monotonic() - begin < 60  # and not the thousand seconds of the sleep
     pid = int((tmp_path / "pid").read_text())
     for _ in range(100):
         if not running(pid):
@@ -95,7 +95,7 @@ def test_a_compiler_whose_child_keeps_its_output_open_is_not_waited_for(cache, t
     compiler_of(tmp_path, monkeypatch, f"sleep 1000 & echo $! > '{tmp_path}/pid'; echo done")
     begin = time.monotonic()
     assert compiler.run((*compiler.find_compiler(), "x")) == "done\n"
-    assert time.monotonic() - begin < 500  # and not the thousand seconds of the sleep
+    assert time.monotonic() - begin < 60  # and not the thousand seconds of the sleep
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 

@@ -1264,7 +1264,7 @@ def test_killed_processes_resume_on_another_number_with_the_same_bits(tmp_path):
 @needs_mpi
 def test_process_that_fails_ends_all(tmp_path):
     process = started(3, "classifier", tmp_path / "out.json", "shards=3", "fail=1")
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=20)[1]
     assert process.returncode != 0
     assert "OSError: the disk is gone" in errors
 

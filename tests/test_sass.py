@@ -156,7 +156,7 @@ def test_the_product_loops_multiply(kernels, share, count, architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize(("columns", "rows"), [(1, 2), (4, 8)])
 def test_the_product_loops_of_kernels_that_compute_rows_read_shared_memory_alone(columns, rows):
-    """A compiler that does not see where a pointer leads would load from an unknown memory instead."""
+    """If the compiler cannot tell that a pointer leads to shared memory, it emits a slower generic load."""
     passes = []
     for module in sass.modules(rf"rows<Lstm<float, Projection>, float, {columns}, {rows}>"):
         for name, loops in sass.disassemble(module, 90).items():

@@ -131,7 +131,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POS
 
 @contextlib.contextmanager
 def work_in_proportion(path):
-    """Few functions are called for the size of a file. Unlike a time, that does not depend on the machine."""
+    """Limit the calls of functions by the size of a file. A limit of time would depend on the machine."""
     calls, before = 0, sys.getprofile()
 
     def count(frame, event, argument):
