@@ -14,6 +14,7 @@ os.environ.setdefault("GPURNN_WING", "reference")
 import signal
 import sys
 
+import numpy as np
 import parity
 import pytest
 import strict_wing
@@ -116,6 +117,20 @@ def instructions(request, monkeypatch):
     """Each instruction set of the processor in turn; all but the widest only in slow tests."""
     monkeypatch.setenv("GPURNN_CPU", request.param)
     return request.param
+
+
+@pytest.fixture
+def new_arrays_are_nan(monkeypatch):
+    """Fills what `np.empty` returns, so that a result shows whether memory is read before it is written."""
+    empty = np.empty
+
+    def filled(*args, **options):
+        array = empty(*args, **options)
+        if array.dtype.kind in "fc":
+            array.fill(np.nan)
+        return array
+
+    monkeypatch.setattr(np, "empty", filled)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from gpurnn import reference
 from gpurnn.cells import IndRNN, MinGRU, MinLSTM
 from gpurnn.optimizers import KINDS
 
+pytestmark = pytest.mark.usefixtures("new_arrays_are_nan")
+
 
 def draw(dtype: str, *shape: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng([seed, *shape])

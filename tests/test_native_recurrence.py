@@ -21,6 +21,8 @@ from tolerance import assert_all_close, assert_same, recurrence_terms
 from gpurnn import reference
 from gpurnn.cells import GRU, LSTM, Vanilla
 
+pytestmark = pytest.mark.usefixtures("new_arrays_are_nan")
+
 SUMS = {
     "lstm-sums": LSTM(layer_norm=True, proj_size=2, zoneout=(0.1, 0.2)),
     "gru-sums": GRU(layer_norm=True),
@@ -208,6 +210,15 @@ def test_a_pullback_can_be_called_again(cell):
     again = native.recurrence_backward(saved, problem.dy, problem.dstate)
     for array, before in zip((again[0], *again[2], *(g for w in again[1] for g in w.values())), kept, strict=True):
         np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("cell", [*KINDS, "lstm-peephole"])
+def test_chunks_without_rows_leave_gradients_of_zero(cell, monkeypatch):
+    """The gradients of weights begin with the last chunk of steps. Here no row exists in the last two of three."""
+    monkeypatch.setattr("gpurnn.reference.clock.CHUNK_ROWS", 6)
+    problem = draw(LSTM(peephole=True) if "peephole" in cell else CELLS[cell], ALL, T=6, B=3, I=5, H=23)
+    for most in (2, 0):
+        check(dataclasses.replace(problem, lengths=np.minimum(problem.lengths, most)))
 
 
 def test_gradients_of_nothing_are_zero():

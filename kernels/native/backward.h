@@ -87,7 +87,7 @@ private:
             }
             meetings[0].meet(count);
             list_rows(s0, end, rows);
-            gradients(index, count, s0, rows);
+            gradients(index, count, s0, rows, layer.continues || end < clock.T);
             end = s0;
         }
     }
@@ -285,8 +285,8 @@ private:
             });
     }
 
-    // A thread's part of dx and of the gradients of the weights, of a chunk's rows.
-    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows) const {
+    // A thread's part of dx and of the gradients of the weights, of a chunk's rows. `adds` as in RowGradient.
+    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows, bool adds) const {
         const int64_t all = int64_t(rows.size());
         const int64_t first = all * index / count, last = all * (index + 1) / count;
         switch (panels.input_panels().width) {
@@ -310,24 +310,27 @@ private:
                 [&, operands](int64_t i) { return operands + row_of_input(s0, rows[i]) * H; }, H, layer.dw_hh);
         };
         if constexpr (Cell::phases == 1 && !Cell::hidden_apart) {
-            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, size, of_inputs, of_operands(0));
+            Gradient::of_rows(
+                all, gates, from, to, adds, layer.db_ih, panel, strips, size, of_inputs, of_operands(0));
         } else {
             const auto hidden_gates = [&](int64_t i) { return da_hidden + int64_t(rows[i]) * G * H; };
-            Gradient::add(all, gates, from, to, layer.db_ih, panel, strips, size, of_inputs);
+            Gradient::of_rows(all, gates, from, to, adds, layer.db_ih, panel, strips, size, of_inputs);
             for (int phase = 0; phase < Cell::phases; ++phase) {
                 const int64_t begins = Cell::first_gate(phase) * H, ends = Cell::first_gate(phase + 1) * H;
-                Gradient::add(
-                    all, hidden_gates, from > begins ? from : begins, to < ends ? to : ends,
+                Gradient::of_rows(
+                    all, hidden_gates, from > begins ? from : begins, to < ends ? to : ends, adds,
                     Cell::hidden_apart ? layer.db_hh : nullptr, panel, strips, size, of_operands(phase));
             }
         }
         for (int k = 0; k < Cell::num_weights; ++k) {
             const int64_t gate = Cell::weight_gate(k) * H, reads = Cell::weight_reads(k) * H;
             for (int64_t j = H * index / count; j < H * (index + 1) / count; ++j) {
+                T total = adds ? layer.dweights[k * H + j] : T(0);
                 for (int row : rows) {
                     const T* const values = layer.saved + row_of_input(s0, row) * Cell::num_saved * H;
-                    layer.dweights[k * H + j] += da[int64_t(row) * G * H + gate + j] * values[reads + j];
+                    total += da[int64_t(row) * G * H + gate + j] * values[reads + j];
                 }
+                layer.dweights[k * H + j] = total;
             }
         }
     }

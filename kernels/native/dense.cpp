@@ -122,15 +122,15 @@ void backward(
         const int64_t first = O * index / count, last = O * (index + 1) / count;
         const int64_t size = RowGradient<T>::strips_size(O, team.most);
         T* const strips = room + team.most * backward_room<T>(O) + index * size;
-        RowGradient<T>::add(
-            rows, [&](int64_t n) { return dy + n * O; }, first, last, dbias, own, strips, size,
+        RowGradient<T>::of_rows(
+            rows, [&](int64_t n) { return dy + n * O; }, first, last, false, dbias, own, strips, size,
             RowGradient<T>::product([&](int64_t n) { return x + n * I; }, I, dweight));
     });
 }
 
 }  // namespace
 
-// The room of the two is in numbers of the dtype. dweight and dbias are zero before.
+// The room of the two is in numbers of the dtype.
 #define DENSE(name, T)                                                                                             \
     EXPORTED int64_t gpurnn_dense_room_##name(const Team* team, int64_t I) {                                       \
         return team->most * forward_room<T>(I);                                                                    \

@@ -42,7 +42,7 @@ def dense_backward(x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Ar
     if _is_for_blas(N, weight):
         of_reference: tuple[Array, Array, Array] = reference.dense_backward(x, weight, dy)
         return of_reference
-    dx, dweight, dbias = np.empty((N, I), x.dtype), np.zeros((O, I), x.dtype), np.zeros(O, x.dtype)
+    dx, dweight, dbias = np.empty((N, I), x.dtype), np.empty((O, I), x.dtype), np.empty(O, x.dtype)
     _call("dense_backward", O, N, weight, x, weight, dy, dx, dweight, dbias)
     return dx, dweight, dbias
 

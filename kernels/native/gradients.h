@@ -1,9 +1,13 @@
 // The gradient of weights: a product whose sums run over the rows of many steps.
 #pragma once
 
+#include <algorithm>
+
 #include "native/product.h"
 
-// w (M, N) += sum over the rows k of a[k] (M) and b[k] (N), and sums (M) += sum of a[k], in the order of the rows.
+// w (M, N) = sum over the rows k of a[k] (M) and b[k] (N), and sums (M) = sum of a[k], in the order of the rows, or added to
+// what w and sums hold. If that does not count, it is not read: reading a page of new memory before the first number is
+// written to it costs more than the product, since the system first maps zeros there, and then replaces them.
 //
 // The rows are packed, some at a time, into strips of a tile's rows and into panels (Goto & van de Geijn, "Anatomy of
 // high-performance matrix multiplication", ACM TOMS 34, 2008).
@@ -34,19 +38,25 @@ public:
         return {b, N, w};
     }
 
-    // The rows first ... last - 1 of w, for each of the products, and of sums, which may be null. `panel` has room for
-    // panel_size numbers, `strips` for `size` of them.
+    // The rows first ... last - 1 of w, for each of the products, and of sums, which may be null; `adds` says whether they
+    // are added to. `panel` has room for panel_size numbers, `strips` for `size` of them.
     template <class A, class... Products>
-    static void add(
-        int64_t rows, A a, int64_t first, int64_t last, T* sums, T* panel, T* strips, int64_t size,
+    static void of_rows(
+        int64_t rows, A a, int64_t first, int64_t last, bool adds, T* sums, T* panel, T* strips, int64_t size,
         const Products&... products) {
         const int64_t block = size / most;
-        for (int64_t k0 = 0; k0 < rows; k0 += most) {
+        if (rows == 0 && !adds) {
+            for (int64_t m = first; m < last; ++m) {
+                (std::fill_n(products.w + m * products.N, products.N, T(0)), ...);
+                if (sums) sums[m] = 0;
+            }
+        }
+        for (int64_t k0 = 0; k0 < rows; k0 += most, adds = true) {
             const int64_t K = rows - k0 < most ? rows - k0 : most;
             for (int64_t m = first; m < last; m += block) {
                 const int64_t end = m + block < last ? m + block : last;
-                pack(K, [&](int64_t k) { return a(k0 + k); }, m, end, sums, strips);
-                (multiply(k0, K, products, m, end, panel, strips), ...);
+                pack(K, [&](int64_t k) { return a(k0 + k); }, m, end, adds, sums, strips);
+                (multiply(k0, K, products, m, end, adds, panel, strips), ...);
             }
         }
     }
@@ -60,13 +70,13 @@ private:
 
     // Several strips side by side, so that a row is read in whole lines.
     template <class A>
-    static void pack(int64_t K, A a, int64_t first, int64_t last, T* sums, T* strips) {
+    static void pack(int64_t K, A a, int64_t first, int64_t last, bool adds, T* sums, T* strips) {
         constexpr int beside = 8, most_columns = beside * strip, used = (most_columns + lanes - 1) / lanes;
         for (int64_t m = first; m < last; m += most_columns) {
             const int64_t columns = last - m < most_columns ? last - m : most_columns;
             T* const to = strips + (m - first) * most;
             Real totals[used];
-            for (int v = 0; v < used; ++v) totals[v] = sums ? get_some(sums + m, v, columns) : Real(0);
+            for (int v = 0; v < used; ++v) totals[v] = sums && adds ? get_some(sums + m, v, columns) : Real(0);
             for (int64_t k = 0; k < K; ++k) {
                 const T* const from = a(k) + m;
                 if (columns == most_columns) {
@@ -93,7 +103,8 @@ private:
 
     template <class B>
     static void multiply(
-        int64_t k0, int64_t K, const Product<B>& product, int64_t first, int64_t last, T* panel, const T* strips) {
+        int64_t k0, int64_t K, const Product<B>& product, int64_t first, int64_t last, bool adds, T* panel,
+        const T* strips) {
         const int64_t N = product.N, all = (N + lanes - 1) / lanes, panels = (all + width - 1) / width;
         for (int64_t p = 0; p < panels; ++p) {  // of nearly equal width
             const int64_t begin = all * p / panels, n = begin * lanes, left = N - n;
@@ -105,26 +116,29 @@ private:
                 }
             }
             switch (registers_used) {
-                case 1: columns<1>(K, panel, strips, first, last, N, n, product.w); break;
-                case 2: columns<2>(K, panel, strips, first, last, N, n, product.w); break;
-                case 3: columns<width < 3 ? width : 3>(K, panel, strips, first, last, N, n, product.w); break;
-                default: columns<width>(K, panel, strips, first, last, N, n, product.w); break;
+                case 1: columns<1>(K, panel, strips, first, last, N, n, adds, product.w); break;
+                case 2: columns<2>(K, panel, strips, first, last, N, n, adds, product.w); break;
+                case 3: columns<width < 3 ? width : 3>(K, panel, strips, first, last, N, n, adds, product.w); break;
+                default: columns<width>(K, panel, strips, first, last, N, n, adds, product.w); break;
             }
         }
     }
 
     template <int used>
     static void columns(
-        int64_t K, const T* panel, const T* strips, int64_t first, int64_t last, int64_t N, int64_t n, T* w) {
+        int64_t K, const T* panel, const T* strips, int64_t first, int64_t last, int64_t N, int64_t n, bool adds, T* w) {
         const int64_t there = N - n < used * lanes ? N - n : used * lanes;
         alignas(64) T buffer[strip * used * lanes];
+        alignas(64) static constexpr T zeros[used * lanes] = {};
+        const T* from[strip];
         T* to[strip];
         for (int64_t m = first; m < last; m += strip) {
             const int own = int(last - m < strip ? last - m : strip);
             const bool whole = there == used * lanes;
             for (int r = 0; r < own; ++r) {
                 to[r] = whole ? w + (m + r) * N + n : buffer + r * used * lanes;
-                if (!whole) {
+                from[r] = adds ? to[r] : zeros;
+                if (adds && !whole) {
                     for (int v = 0; v < used; ++v) {
                         get(w + (m + r) * N + n + v * lanes, there - v * lanes).store(to[r] + v * lanes);
                     }
@@ -132,7 +146,7 @@ private:
             }
             const T* const in[1] = {strips + (m - first) * most};
             const Stretch<T> all = {in, K, panel, panel, 0};
-            tile_of_strip<used>(own)(&all, 1, to, to);
+            tile_of_strip<used>(own)(&all, 1, from, to);
             if (!whole) {
                 for (int r = 0; r < own; ++r) {
                     for (int v = 0; v < used; ++v) {

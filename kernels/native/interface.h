@@ -35,7 +35,8 @@ struct Layer {
     T *dh, *dc;                        // (B, H): the gradient of the final state, which becomes that of the initial one
     T* dx;                             // (T, B, I)
     int64_t adds;                      // whether dx is added to what another direction made of it
-    T *dw_ih, *dw_hh, *db_ih, *db_hh, *dweights;  // are added to
+    int64_t continues;                 // whether the gradients of weights are added to what is there; else that is not read
+    T *dw_ih, *dw_hh, *db_ih, *db_hh, *dweights;
 
     T* workspace;  // of the call, aligned to a cache line, as are operands, saved and back
 };

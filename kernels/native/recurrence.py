@@ -51,11 +51,12 @@ class Layer(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("weights", "masks")),
         *((name, ctypes.c_void_p) for name in ("h", "c", "y", "operands", "saved", "back", "dy", "dh", "dc", "dx")),
         ("adds", ctypes.c_int64),
+        ("continues", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("dw_ih", "dw_hh", "db_ih", "db_hh", "dweights", "workspace")),
     )
 
 
-_LAYER = struct.Struct(f"8qPqd{_NUMBERS}d20Pq6P")
+_LAYER = struct.Struct(f"8qPqd{_NUMBERS}d20P2q6P")
 """The format of a `Layer` as bytes: packing them takes a fifth of the time."""
 
 assert _LAYER.size == ctypes.sizeof(Layer)
@@ -236,7 +237,7 @@ def recurrence_forward(
             T, B, I, H, D * H, d, plan.slots, plan.chunk, *team, *plan.numbers,
             at_lengths, at_marks, at_mask and at_mask + d * of_d, at_x, *of(arrays),
             at_h + d * of_d, at_c[0] + d * of_d if states > 1 else 0, at_y + d * row_of_d,
-            *of((operands, saved, back)), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, at_workspace,
+            *of((operands, saved, back)), *[0] * 11, at_workspace,
         )  # fmt: skip
         if of_objects:
             functions.gpurnn_forward_of_objects(packed, build.HEAD)
@@ -291,6 +292,16 @@ def sizes_of(functions: ctypes.CDLL, T: int, B: int, I: int, H: int, slots: int,
     return sizes
 
 
+def begin_gradients(
+    layer: Layer, shapes: Mapping[str, tuple[int, ...]], dtype: Any, earlier: Mapping[str, Array] | None
+) -> dict[str, Array]:
+    """Arrays for the gradients of the weights; ``layer`` learns whether to add to what they hold."""
+    layer.continues = earlier is not None or layer.steps == 0
+    if earlier is not None:
+        return {name: earlier[name].copy() for name in shapes}
+    return {name: (np.empty if layer.steps else np.zeros)(shape, dtype) for name, shape in shapes.items()}
+
+
 def recurrence_backward(
     saved: Any,
     dy: Array | None,
@@ -312,11 +323,8 @@ def recurrence_backward(
     dstate0 = tuple(np.zeros((len(saved), B, H), dtype) if s is None else s.copy() for s in dstate)
     shapes, made = first.cell.shapes(input_size=x.shape[2], hidden_size=H), []
     for d, kept in enumerate(saved):
-        gradients = {
-            name: np.zeros(shape, dtype) if dweights is None else dweights[d][name].copy()
-            for name, shape in shapes.items()
-        }
         layer = Layer.from_buffer_copy(kept.layer)
+        gradients = begin_gradients(layer, shapes, dtype, None if dweights is None else dweights[d])
         layer.team = threads.team(2 * layer.steps * B * first.cell.gates * H * (x.shape[2] + H))
         layer.dy = None if dy is None else address(dy, d * H)
         layer.dh = address(dstate0[0], d * B * H)

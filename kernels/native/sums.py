@@ -17,7 +17,7 @@ from gpurnn.cells import Cell
 
 from ..recurrence.layer import marks_of
 from . import build, threads
-from .recurrence import Layer, address, can_compute, library_name, room, served, unit, workspace
+from .recurrence import Layer, address, begin_gradients, can_compute, library_name, room, served, unit, workspace
 
 
 class SumsLayer(ctypes.Structure):
@@ -172,12 +172,10 @@ def recurrence_backward(
     )
     made = []
     for d, kept in enumerate(saved):
-        gradients = {
-            name: np.zeros(shape, x.dtype) if dweights is None else dweights[d][name].copy()
-            for name, shape in cell.shapes(input_size=I, hidden_size=H).items()
-        }
-        of_units = np.stack([gradients[name] for name in cell.diagonal]) if cell.diagonal else None
         sums = SumsLayer.from_buffer_copy(kept.sums)
+        shapes = cell.shapes(input_size=I, hidden_size=H)
+        gradients = begin_gradients(sums.layer, shapes, x.dtype, None if dweights is None else dweights[d])
+        of_units = np.stack([gradients[name] for name in cell.diagonal]) if cell.diagonal else None
         sums.layer.team = threads.team(2 * T * B * cell.gates * H * (I + P))
         sums.layer.adds = d > 0
         sums.layer.dy = address(dy, d * P)

@@ -73,7 +73,7 @@ private:
             }
             meetings[0].meet(count);
             list_rows(s0, end, rows);
-            gradients(index, count, s0, rows);
+            gradients(index, count, s0, rows, layer.continues || end < clock.T);
             end = s0;
         }
     }
@@ -297,8 +297,8 @@ private:
         }
     }
 
-    // A thread's part of dx and of the gradients of the weights, of a chunk's rows.
-    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows) const {
+    // A thread's part of dx and of the gradients of the weights, of a chunk's rows. `adds` as in RowGradient.
+    void gradients(int index, int count, int64_t s0, const std::vector<int>& rows, bool adds) const {
         const int64_t all = int64_t(rows.size());
         // Where the row of a chunk is in x, and among what is saved.
         const auto in_x = [&](int64_t i) { return clock.time(layer.backwards, s0 + rows[i] / B) * B + rows[i] % B; };
@@ -315,7 +315,7 @@ private:
         const int64_t strips = Gradient::strips_size(numbers, layer.team.most);
         T* const packed = packed_strips + index * strips;
         const auto add = [&](auto a, int64_t first, int64_t last, T* total, auto product) {
-            Gradient::add(all, a, first, last, total, panel, packed, strips, product);
+            Gradient::of_rows(all, a, first, last, adds, total, panel, packed, strips, product);
         };
         const bool norm = sums.norm_ih;
         add(row_of(dinput, G * H), from, to, norm ? nullptr : layer.db_ih,
@@ -328,15 +328,16 @@ private:
                 Gradient::product(of_steps(operands, P), P, layer.dw_hh));
         }
         if (norm) {
-            add_columns(from, to, all, row_of(da, G * H), of_steps(sums.kept, kept.size), layer.db_ih, sums.dnorm_ih);
             add_columns(
-                from, to, all, row_of(da_hidden, G * H), of_steps(sums.kept + kept.hidden, kept.size),
+                from, to, all, adds, row_of(da, G * H), of_steps(sums.kept, kept.size), layer.db_ih, sums.dnorm_ih);
+            add_columns(
+                from, to, all, adds, row_of(da_hidden, G * H), of_steps(sums.kept + kept.hidden, kept.size),
                 Cell::hidden_apart ? layer.db_hh : nullptr, sums.dnorm_hh);
         }
         const int64_t first_unit = H * index / count, last_unit = H * (index + 1) / count;
         if (sums.norm_c) {
             add_columns(
-                first_unit, last_unit, all, row_of(doutput, H), of_steps(sums.kept + kept.c, kept.size), sums.dbias_c,
+                first_unit, last_unit, all, adds, row_of(doutput, H), of_steps(sums.kept + kept.c, kept.size), sums.dbias_c,
                 sums.dnorm_c);
         }
         if (sums.w_hr) {
@@ -346,7 +347,7 @@ private:
         for (int k = 0; k < Cell::num_weights; ++k) {
             const int64_t gate = Cell::weight_gate(k) * H, reads = Cell::weight_reads(k) * H;
             add_columns(
-                first_unit, last_unit, all, row_of(da + gate, G * H),
+                first_unit, last_unit, all, adds, row_of(da + gate, G * H),
                 of_steps(layer.saved + reads, Cell::num_saved * H), static_cast<T*>(nullptr), layer.dweights + k * H);
         }
     }
@@ -374,12 +375,15 @@ private:
             });
     }
 
-    // total[j] += sum of a(i)[j], unless it is null, and weighed[j] += sum of a(i)[j] b(i)[j], over the rows in order.
+    // total[j] = sum of a(i)[j], unless it is null, and weighed[j] = sum of a(i)[j] b(i)[j], over the rows in order, or added to
+    // what is there.
     template <class A, class Values>
-    void add_columns(int64_t first, int64_t last, int64_t rows, A a, Values b, T* total, T* weighed) const {
+    void add_columns(
+        int64_t first, int64_t last, int64_t rows, bool adds, A a, Values b, T* total, T* weighed) const {
         for (int64_t j = first; j < last; j += lanes) {
             const int64_t count = last - j;
-            Real sum = total ? get(total + j, count) : Real(0), weighed_sum = get(weighed + j, count);
+            Real sum = total && adds ? get(total + j, count) : Real(0);
+            Real weighed_sum = adds ? get(weighed + j, count) : Real(0);
             for (int64_t i = 0; i < rows; ++i) {
                 const Real value = get(a(i) + j, count);
                 sum += value;
