@@ -141,7 +141,7 @@ def _forward(
     marks = marks_of(resets, exists, repeats)
     if cell.sums_over_units:
         run = RowRun.begin(cell, T, B, H, weights, lengths, marks, mask, step_masks, training=training)
-        w_ih = _inputs(xp, weights) if training else ()
+        w_ih = once(id(weights), lambda: _inputs(xp, weights)) if training else ()
     else:
         # In training weights are copied, so that the caller may change its arrays before it asks for the gradients.
         w = contiguous(weights[0]["weight_hh"])[None]
@@ -214,9 +214,6 @@ def recurrence_backward(
         if is_lent and dy is not None:
             dy = xp.array(dy, order="C")
         da, of_hidden = _backward(run, dy, dstate0)
-    dxw = da
-    if saved.norm is not None and isinstance(run, RowRun):
-        dxw = run.normalise_backward(da, *saved.norm)
     if is_lent:
         dstate0 = tuple(s.copy() for s in dstate0)
     x_rows = x.reshape(run.T * run.B, x.shape[2])
@@ -228,6 +225,9 @@ def recurrence_backward(
         return total
 
     def products() -> None:
+        dxw = da
+        if saved.norm is not None and isinstance(run, RowRun):
+            dxw = run.normalise_backward(da, *saved.norm)
         for d, w_ih in enumerate(saved.w_ih):
             total: dict[str, Array] = {} if dweights is None else dict(dweights[d])
             chunks = chunks_of(run.T, run.B)

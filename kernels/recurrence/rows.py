@@ -26,7 +26,55 @@ from . import plan
 from .plan import THREADS, FusedPlan, Launch, Plan
 from .predict_rows import rows_at_once
 from .run import chosen_plan, compute_by
+from .stack import once
 from .struct import Struct, multiply_kernel
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """The recurrent weights of all directions, as the kernels read them."""
+
+    products: tuple[Array, ...]
+    """(D, N, K) for the product of each phase: rows of W_hh, and W_hr."""
+    norm: Array | None
+    """(D, G, H)."""
+    norm_c: Array | None
+    """(D, 2, H): the weights of the norm of c, and its bias."""
+    diagonal: Array | None
+    """(D, W, H) of the accumulator's dtype."""
+
+    @classmethod
+    def of(cls, cell: Cell, H: int, weights: tuple[Weights, ...]) -> _Copies:
+        given = weights[0]
+        D, dtype, xp = len(weights), given["weight_hh"].dtype, namespace(given["weight_hh"])
+        shapes = cell.shapes(input_size=0, hidden_size=H)
+
+        def stacked(*names: str) -> Array:
+            """(D, ...): the parameters with these names, concatenated; zeros for a missing bias."""
+            of_directions = [[direction.get(name) for name in names] for direction in weights]
+            joint: Array = xp.stack([
+                xp.concatenate([
+                    xp.zeros(shapes[name], dtype) if array is None else array
+                    for name, array in zip(names, of_direction, strict=True)
+                ])
+                for of_direction in of_directions
+            ])  # fmt: skip
+            return joint
+
+        w, ends = stacked("weight_hh"), [H * int(n) for n in np.cumsum((0, *cell.phases))]
+        products = [contiguous(w[:, begin:end]) for begin, end in itertools.pairwise(ends)]
+        if "weight_hr" in given:
+            products.append(stacked("weight_hr"))
+        diagonal = None
+        if cell.diagonal:
+            real = dtypes.of(w).accumulator
+            diagonal = stacked(*cell.diagonal).reshape(D, len(cell.diagonal), H).astype(real, copy=False)
+        return cls(
+            tuple(products),
+            stacked("norm_hh") if "norm_hh" in given else None,
+            stacked("norm_c", "bias_c") if "norm_c" in given else None,
+            diagonal,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,42 +134,21 @@ class RowRun:
         w_hh = weights[0]["weight_hh"]
         D, slots, P, dtype = len(weights), T if training else 2, w_hh.shape[1], w_hh.dtype
         xp, real = namespace(w_hh), dtypes.of(w_hh).accumulator
-        normed = "norm_hh" in weights[0]
-
-        def stacked(*names: str) -> Array:
-            """(D, ...): a copy of the parameters with these names, concatenated; zeros for a missing bias."""
-            shapes = cell.shapes(input_size=0, hidden_size=H)
-            given = [[direction.get(name) for name in names] for direction in weights]
-            joint: Array = xp.stack([
-                xp.concatenate([
-                    xp.zeros(shapes[name], dtype) if array is None else array
-                    for name, array in zip(names, of_direction, strict=True)
-                ])
-                for of_direction in given
-            ])  # fmt: skip
-            return joint
-
-        w, ends = stacked("weight_hh"), [H * int(n) for n in np.cumsum((0, *cell.phases))]
-        of_phases = [contiguous(w[:, begin:end]) for begin, end in itertools.pairwise(ends)]
-        if "weight_hr" in weights[0]:
-            of_phases.append(stacked("weight_hr"))
-        diagonal = None
-        if cell.diagonal:
-            diagonal = stacked(*cell.diagonal).reshape(D, len(cell.diagonal), H).astype(real, copy=False)
-        saved = empty(w, (D, slots, B, len(cell.saved), H), dtype)
+        copies = once((id(weights), "rows"), lambda: _Copies.of(cell, H, weights))
+        w = copies.products
+        saved = empty(w_hh, (D, slots, B, len(cell.saved), H), dtype)
         if cell.diagonal and (lengths is not None or marks is not None):
             saved[...] = 0  # where there is no step, the gradients of those weights multiply this by zero
-        has_c = "norm_c" in weights[0]
-        forward = plan.Problem(cell, T, B, H, D, dtypes.of(w))
+        normed = copies.norm is not None
+        forward = plan.Problem(cell, T, B, H, D, dtypes.of(w_hh))
         return cls(
-            cell, T, B, H, D, chosen_plan(forward, w), plan.is_forced(), tuple(of_phases),
-            stacked("norm_hh") if normed else None, stacked("norm_c", "bias_c") if has_c else None,
-            lengths, contiguous(marks), contiguous(mask), slots, empty(w, (D, slots, B, P), dtype),
-            empty(w, (D, slots, B, H), dtype) if len(of_phases) > 1 else None, saved,
-            empty(w, (D, slots, B, cell.gates + 1, H), dtype) if normed else None,
-            empty(w, (D, slots, B, len(cell.norm_groups) + 1), real) if normed else None,
-            diagonal, None if step_masks is None else xp.array(step_masks, real, order="C"),
-            chosen_plan(replace(forward, backward=True), w) if training else None,
+            cell, T, B, H, D, chosen_plan(forward, w_hh), plan.is_forced(), w, copies.norm, copies.norm_c,
+            lengths, contiguous(marks), contiguous(mask), slots, empty(w_hh, (D, slots, B, P), dtype),
+            empty(w_hh, (D, slots, B, H), dtype) if len(w) > 1 else None, saved,
+            empty(w_hh, (D, slots, B, cell.gates + 1, H), dtype) if normed else None,
+            empty(w_hh, (D, slots, B, len(cell.norm_groups) + 1), real) if normed else None,
+            copies.diagonal, None if step_masks is None else xp.array(step_masks, real, order="C"),
+            chosen_plan(replace(forward, backward=True), w_hh) if training else None,
         )  # fmt: skip
 
     @property

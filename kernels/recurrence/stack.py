@@ -23,8 +23,9 @@ from ..streams import side_by_side
 from . import plan
 from .plan import DoesNotFit, FusedPlan, Problem
 
-_OPERATIONS = {False: 10, True: 18}
-"""Roughly the array operations that the host launches for a chunk of a layer besides its steps, by ``backward``."""
+_OPERATIONS, _NORM_OPERATIONS = {False: 10, True: 18}, {False: 3, True: 15}
+"""Roughly the array operations that the host launches for a chunk of a layer besides its steps, by ``backward``; and
+those that layer norm adds."""
 
 _CHUNK_SECONDS = 20e-6
 """Assumed GPU time for a chunk of a layer besides its steps: waiting for another stream, launches, loading weights."""
@@ -54,7 +55,7 @@ def decide(problem: Problem, layers: int, device: Device) -> tuple[Decision, Dec
     None if one layer runs after another. Training and inference decide alike, so that they give the same bits.
     """
     exact = problem.dtype.accumulator == problem.dtype.name  # chunks hand on the state in the arrays' dtype
-    if problem.D > 1 or layers < 2 or problem.T < 2 or problem.cell.sums_over_units or problem.cell.elementwise:
+    if problem.D > 1 or layers < 2 or problem.T < 2 or problem.cell.elementwise:
         return None
     if not exact or not problem.B * problem.H:
         return None
@@ -69,11 +70,12 @@ def _decide(problem: Problem, layers: int, device: Device) -> tuple[Decision, De
     )
     if len(forwards) < 2 or not backwards:
         return None
+    host = {
+        backward: (operations + problem.cell.normalises * _NORM_OPERATIONS[backward]) * launch
+        for backward, operations in _OPERATIONS.items()
+    }
     found = [
-        (
-            _best(forwards, 2, layers, T, chunk, _OPERATIONS[False] * launch),
-            _best(backwards, 1, layers, T, chunk, _OPERATIONS[True] * launch),
-        )
+        (_best(forwards, 2, layers, T, chunk, host[False]), _best(backwards, 1, layers, T, chunk, host[True]))
         for chunk in sorted({-(-T // n) for n in range(2, min(T, _MOST_CHUNKS) + 1)})
     ]
     best = min(found, key=lambda both: both[0].seconds + both[1].seconds)
