@@ -17,6 +17,19 @@
 
 #include "native/recurrence.h"
 
+// Whether a method is of the cell, and not inherited.
+template <class Cell, class Method>
+constexpr bool is_own = false;
+template <class Cell, class Result, class... Arguments>
+constexpr bool is_own<Cell, Result (Cell::*)(Arguments...) const> = true;
+
+// Whether a cell's `forward` is `advance` and then `output`. All units of a tile do the one before any does the other: what
+// waits for each other in one unit is then half as long, and the processor looks ahead to more units.
+template <class Cell, class = void>
+constexpr bool in_two_passes = false;
+template <class Cell>
+constexpr bool in_two_passes<Cell, std::void_t<decltype(&Cell::advance)>> = is_own<Cell, decltype(&Cell::advance)>;
+
 template <class Cell>
 class Forward {
     using Real = typename Cell::Real;
@@ -217,19 +230,33 @@ private:
             const Step step = of_step;  // in registers, whatever is stored
             const int64_t first = p * width / gates, wanted = first + beside * width / gates;
             const int64_t last = wanted < groups ? wanted : groups;
-            for (int r = 0; r < rows; ++r) {
-                const int64_t b = part.first_row + active[i + r];
-                const T* product = products + r * beside * width * lanes;
-                const T* input = Cell::hidden_apart ? own + active[i + r] * row + before + first * gates * lanes : nullptr;
-                for (int64_t group = first; group < last; ++group) {
-                    if (step.H - group * lanes >= lanes) {
-                        finish<phase, true>(step, b, group * lanes, input, product);
-                    } else {
-                        finish<phase, false>(step, b, group * lanes, input, product);
+            const auto each = [&](const auto& compute) {
+                for (int r = 0; r < rows; ++r) {
+                    const int64_t b = part.first_row + active[i + r];
+                    T* product = products + r * beside * width * lanes;
+                    const T* input = Cell::hidden_apart ? own + active[i + r] * row + before + first * gates * lanes : nullptr;
+                    for (int64_t group = first; group < last; ++group) {
+                        if (step.H - group * lanes >= lanes) {
+                            compute(std::true_type(), b, group * lanes, input, product);
+                        } else {
+                            compute(std::false_type(), b, group * lanes, input, product);
+                        }
+                        product += gates * lanes;
+                        if (Cell::hidden_apart) input += gates * lanes;
                     }
-                    product += gates * lanes;
-                    if (Cell::hidden_apart) input += gates * lanes;
                 }
+            };
+            if constexpr (phase == last_phase && in_two_passes<Cell>) {
+                each([&](auto whole, int64_t b, int64_t j, const T*, T* product) {
+                    advance<decltype(whole)::value>(step, b, j, product);
+                });
+                each([&](auto whole, int64_t b, int64_t j, const T*, const T* product) {
+                    output<decltype(whole)::value>(step, b, j, product);
+                });
+            } else {
+                each([&](auto whole, int64_t b, int64_t j, const T* input, const T* product) {
+                    finish<phase, decltype(whole)::value>(step, b, j, input, product);
+                });
             }
         };
         if (!Cell::hidden_apart && !own) {
@@ -426,11 +453,7 @@ private:
         constexpr int first = Cell::first_gate(phase), end = Cell::first_gate(phase + 1);
         const int64_t count = whole ? lanes : step.H - j, at = b * step.H + j;
         Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
-        for (int g = first; g < end; ++g) {
-            const Real sum = Real::load(product + (g - first) * lanes);
-            x[g] = Cell::hidden_apart ? Real::load(input + (g - first) * lanes) : sum;
-            p[g] = Cell::hidden_apart ? sum : Real(-T(0));  // nothing is added
-        }
+        load_sums<phase>(input, product, x, p);
         T* const to = step.saved + b * Cell::num_saved * step.H + j;
         Real h = get<whole>(step.h + at, count);
         if constexpr (phase < last_phase) {
@@ -445,11 +468,51 @@ private:
             if (step.saved) {
                 for (int k = first; k < Cell::num_saved; ++k) put<whole>(values[k], to + k * step.H, count);
             }
-            put<whole>(h, step.h + at, count);
             if (Cell::has_c) put<whole>(c, step.c + at, count);
-            put<whole>(h, step.y + b * step.row + j, count);
-            if (step.next) put<whole>(step.plain ? h : entering(step.s + 1, b, j, count, h), step.next + at, count);
+            put_state<whole>(step, b, j, h);
         }
+    }
+
+    // `finish` in two passes. The first leaves what the output gate keeps where its sum was.
+    template <bool whole>
+    ALWAYS_INLINE void advance(const Step& step, int64_t b, int64_t j, T* product) const {
+        const int64_t count = whole ? lanes : step.H - j, at = b * step.H + j;
+        Real x[Cell::gates], p[Cell::gates], values[Cell::num_saved];
+        load_sums<last_phase>(nullptr, product, x, p);
+        Real c = get<whole>(step.c + at, count);
+        if (!step.plain && clock.cut(layer.backwards, step.t, b)) c = 0;
+        c = with_members<Cell, whole>(cell, layer, step.t, b, j, count).advance(x, p, c, values);
+        values[Cell::O].store(product + Cell::O * lanes);
+        put<whole>(c, step.c + at, count);
+        if (step.saved) {
+            T* const to = step.saved + b * Cell::num_saved * step.H + j;
+            for (int k = 0; k < Cell::num_saved; ++k) put<whole>(values[k], to + k * step.H, count);
+        }
+    }
+    template <bool whole>
+    ALWAYS_INLINE void output(const Step& step, int64_t b, int64_t j, const T* product) const {
+        Real values[Cell::num_saved];
+        values[Cell::O] = Real::load(product + Cell::O * lanes);
+        put_state<whole>(step, b, j, cell.output(values, get<whole>(step.c + b * step.H + j, step.H - j)));
+    }
+
+    // The sums of a phase as the cell takes them, by gate.
+    template <int phase>
+    static ALWAYS_INLINE void load_sums(
+        const T* input, const T* product, Real (&x)[Cell::gates], Real (&p)[Cell::gates]) {
+        constexpr int first = Cell::first_gate(phase), end = Cell::first_gate(phase + 1);
+        for (int g = first; g < end; ++g) {
+            const Real sum = Real::load(product + (g - first) * lanes);
+            x[g] = Cell::hidden_apart ? Real::load(input + (g - first) * lanes) : sum;
+            p[g] = Cell::hidden_apart ? sum : Real(-T(0));  // nothing is added
+        }
+    }
+    template <bool whole>
+    ALWAYS_INLINE void put_state(const Step& step, int64_t b, int64_t j, Real h) const {
+        const int64_t count = whole ? lanes : step.H - j, at = b * step.H + j;
+        put<whole>(h, step.h + at, count);
+        put<whole>(h, step.y + b * step.row + j, count);
+        if (step.next) put<whole>(step.plain ? h : entering(step.s + 1, b, j, count, h), step.next + at, count);
     }
 
     // Rows that do not exist at position s: their state stays, unless it is cut there, and their output is zero or h.

@@ -19,6 +19,7 @@ class RowGradient {
     static constexpr int strip = Tiles<T, width, true>::most_rows;
     // Of rows k and of strips at a time, which stay in the cache: a part of two registers in the first.
     static constexpr int64_t most = part_of(4) == 4 ? 512 : 256, most_strips = 32;
+    static constexpr int64_t ahead = 32;  // rows of b that are fetched before they are packed: some come from the third cache
 
 public:
     static constexpr int64_t panel_size = most * width * lanes;
@@ -111,6 +112,8 @@ private:
             const int registers_used = int(all * (p + 1) / panels - begin);
             for (int64_t k = 0; k < K; ++k) {
                 const T* const from = product.b(k0 + k) + n;
+                const T* const later = product.b(k0 + (k + ahead < K ? k + ahead : k)) + n;
+                for (int v = 0; v < registers_used; ++v) __builtin_prefetch(later + v * lanes);
                 for (int v = 0; v < registers_used; ++v) {
                     get(from + v * lanes, left - v * lanes).store(panel + (k * registers_used + v) * lanes);
                 }
