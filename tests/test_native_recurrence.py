@@ -81,11 +81,11 @@ def test_awkward_sizes(cell, sizes):
     check(draw(CELLS[cell], options, **sizes))
 
 
-@pytest.mark.parametrize("batch", [3, 19])
+@pytest.mark.parametrize(("batch", "hidden_size"), [(3, 70), (19, 70), (3, 16)])
 @pytest.mark.parametrize("cell", KINDS)
-def test_any_number_of_threads_gives_the_same_bits(instructions, cell, batch, team):
-    """With few rows, threads share the columns; with many, each takes rows of its own."""
-    problem = draw(CELLS[cell], ALL, T=6, B=batch, I=5, H=70, dtype="float32")
+def test_any_number_of_threads_gives_the_same_bits(instructions, cell, batch, hidden_size, team):
+    """With few rows, threads share the columns; with many, or too little to share, each takes rows of its own."""
+    problem = draw(CELLS[cell], ALL, T=6, B=batch, I=5, H=hidden_size, dtype="float32")
     team(1)
     alone = run(native, problem)
     for count in (2, 3, 7):

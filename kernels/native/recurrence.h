@@ -149,14 +149,15 @@ struct Part {
 
     // Each thread gets rows of its own if they are enough to keep a tile busy, and if the weights, which it then reads
     // all, stay in its cache. A share of the columns is to be worth the meetings, unless the call must have its threads.
+    // Where it is not, a single row is enough.
     Part(
         int index, int count, int64_t batch, int64_t weight_bytes, int64_t panels, const Team& call,
         int64_t cache = usually_stays) {
-        constexpr int64_t few_rows = 4, worth_a_share = 1 << 18;
+        constexpr int64_t worth_a_share = 1 << 18;
         int64_t most_shares = call.patience < 0 ? 1 + weight_bytes / worth_a_share : count;
         if (most_shares > count) most_shares = count;
         if (most_shares > panels) most_shares = panels;
-        const int64_t wanted = (weight_bytes + cache - 1) / cache, most_teams = batch / few_rows;
+        const int64_t wanted = (weight_bytes + cache - 1) / cache, most_teams = most_shares > 1 ? batch / 4 : batch;
         shares = int(wanted < 1 ? 1 : wanted < most_shares ? wanted : most_shares);
         int teams = count / shares;
         if (teams > most_teams) {
