@@ -5,6 +5,7 @@ The communicator of these tests is made of threads; tests marked slow start proc
 
 import contextlib
 import copy
+import io
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from gpurnn import distributed
 from gpurnn.cli.terminal import Refusal, one_of_several
 from gpurnn.cli.train import train as cli
 from gpurnn.distributed.communicator import _OF_MPI as OF_MPI
+from gpurnn.distributed.communicator import _wait_until_read as wait_until_read
 from gpurnn.training import CheckpointError, PaddedBatches, TokenStream, Trainer
 
 
@@ -1316,6 +1318,22 @@ def test_command_says_once_what_is_wrong(book, tmp_path):
     piped = gpurnn_train(2, "-", "--out", tmp_path / "other", check=False)
     assert piped.returncode != 0
     assert "only one of 2 processes could read it" in piped.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks a pipe of POSIX")
+@pytest.mark.parametrize("is_read", [True, False])
+def test_before_all_are_ended_the_launcher_reads_the_error(is_read, monkeypatch):
+    """Hydra loses what it has not read when a process ends all; it is waited for, but not forever."""
+    reader, writer = os.pipe()
+    times, slept = itertools.count(), []
+    with open(reader, "rb", buffering=0) as launcher, open(writer, "w", encoding="utf-8") as stderr:
+        print("LookupError", file=stderr, flush=True)
+        monkeypatch.setattr(time, "sleep", lambda _: slept.append(launcher.read(100) if is_read else b""))
+        monkeypatch.setattr(time, "monotonic", lambda: next(times) / 10)
+        wait_until_read(stderr)
+        monkeypatch.undo()
+    assert slept == [b"LookupError\n"] if is_read else len(slept) > 5
+    wait_until_read(io.StringIO())
 
 
 RAISING = """

@@ -6,10 +6,12 @@ import atexit
 import ctypes
 import functools
 import os
+import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TextIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,6 +296,9 @@ class MPICommunicator(Communicator):
         return flat
 
     def abort(self, code: int = 1) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                _wait_until_read(stream)
         self._comm.Abort(code)
         os._exit(code)  # the launcher may take a while, and Abort may return before it ends this process
 
@@ -471,6 +476,24 @@ class TorchCommunicator(Communicator):
     def _sum(self, flat: NDArray[Any]) -> NDArray[Any]:
         self._group.all_reduce(self._torch.from_numpy(flat))
         return flat
+
+
+def _wait_until_read(stream: TextIO) -> None:
+    """Wait, for at most a second, until a pipe is empty: the launcher does not read it any more once it ends all."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+    import termios
+
+    try:
+        pipe = stream.fileno()
+    except (OSError, ValueError):  # a stream of Python alone
+        return
+    if not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+        return
+    last = time.monotonic() + 1
+    while any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))) and time.monotonic() < last:
+        time.sleep(0.001)
 
 
 @functools.cache
