@@ -121,16 +121,19 @@ def instructions(request, monkeypatch):
 
 @pytest.fixture
 def new_arrays_are_nan(monkeypatch):
-    """Fills what `np.empty` returns, so that a result shows whether memory is read before it is written."""
-    empty = np.empty
+    """Fills what `np.empty` and `np.empty_like` return: a result shows if memory is read before it is written."""
 
-    def filled(*args, **options):
-        array = empty(*args, **options)
-        if array.dtype.kind in "fc":
-            array.fill(np.nan)
-        return array
+    def filled(make):
+        def call(*args, **options):
+            array = make(*args, **options)
+            if array.dtype.kind in "fc":
+                array.fill(np.nan)
+            return array
 
-    monkeypatch.setattr(np, "empty", filled)
+        return call
+
+    monkeypatch.setattr(np, "empty", filled(np.empty))
+    monkeypatch.setattr(np, "empty_like", filled(np.empty_like))
 
 
 @pytest.fixture

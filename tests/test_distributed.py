@@ -1323,7 +1323,7 @@ def test_command_says_once_what_is_wrong(book, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="asks a pipe of POSIX")
 @pytest.mark.parametrize("is_read", [True, False])
 def test_before_all_are_ended_the_launcher_reads_the_error(is_read, monkeypatch):
-    """Hydra loses what it has not read when a process ends all; it is waited for, but not forever."""
+    """When a process ends all, Hydra loses what it has not read. The process waits for it, but not forever."""
     reader, writer = os.pipe()
     times, slept = itertools.count(), []
     with open(reader, "rb", buffering=0) as launcher, open(writer, "w", encoding="utf-8") as stderr:
@@ -1333,6 +1333,7 @@ def test_before_all_are_ended_the_launcher_reads_the_error(is_read, monkeypatch)
         wait_until_read(stderr)
         monkeypatch.undo()
     assert slept == [b"LookupError\n"] if is_read else len(slept) > 5
+    wait_until_read(stderr)  # closed
     wait_until_read(io.StringIO())
 
 

@@ -296,11 +296,13 @@ class MPICommunicator(Communicator):
         return flat
 
     def abort(self, code: int = 1) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                _wait_until_read(stream)
-        self._comm.Abort(code)
-        os._exit(code)  # the launcher may take a while, and Abort may return before it ends this process
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    _wait_until_read(stream)
+        finally:  # after Ctrl-C too
+            self._comm.Abort(code)
+            os._exit(code)  # the launcher may take a while, and Abort may return before it ends this process
 
 
 def _wait_for(array: Array) -> None:
@@ -479,7 +481,7 @@ class TorchCommunicator(Communicator):
 
 
 def _wait_until_read(stream: TextIO) -> None:
-    """Wait, for at most a second, until a pipe is empty: the launcher does not read it any more once it ends all."""
+    """Wait until a pipe is empty, for at most a second: a launcher that ends all processes may not read it any more."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -487,9 +489,10 @@ def _wait_until_read(stream: TextIO) -> None:
 
     try:
         pipe = stream.fileno()
-    except (OSError, ValueError):  # a stream of Python alone
+        is_pipe = stat.S_ISFIFO(os.fstat(pipe).st_mode)
+    except (OSError, ValueError):  # a stream of Python alone, or closed
         return
-    if not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+    if not is_pipe:
         return
     last = time.monotonic() + 1
     while any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))) and time.monotonic() < last:
