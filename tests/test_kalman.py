@@ -801,6 +801,35 @@ def test_an_observation_without_any_variance_is_refused():
         pair(np.ones((1, 2)))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_variance_that_is_all_rounding_is_zero(seed):
+    """What a noise-free observation adds may be a few units in the last place, of either sign, where it is nothing."""
+    rng = np.random.default_rng(seed)
+    gain, F, one = rng.normal(size=(2, 1)), rng.normal(size=(2, 2)), np.eye(1)
+    states_of_one = gain @ gain.T
+    for model, y in (
+        (gpurnn.LinearGaussian(one, gain, one, states_of_one, np.zeros(1), one), rng.normal(size=(3, 1)) * gain.T),
+        (gpurnn.LinearGaussian(F, F, np.zeros((2, 2)), np.zeros((2, 2)), P0=states_of_one), rng.normal(size=(3, 2))),
+        (gpurnn.LinearGaussian(F, gain.T, np.zeros((2, 2)), 0 * one, P0=np.eye(2)), rng.normal(size=(3, 1))),
+    ):
+        for call in (model, model.filter, model.vjp):
+            with pytest.raises(ValueError, match="is not positive definite"):
+                call(y)
+
+
+def test_a_small_variance_next_to_a_large_one_is_none_of_rounding():
+    """The second observation differs from the first by a state of variance 1, which rounding does not reach."""
+    H = np.array([[1.0, 0], [1, 1]])
+    y = np.array([[0, 0.5]])
+    model = gpurnn.LinearGaussian(np.eye(2), H, np.zeros((2, 2)), np.zeros((2, 2)), P0=np.diag([1e20, 1]))
+    expected = -0.5 * (2 * np.log(2 * np.pi) + np.log(1e20) + 0.25)
+    np.testing.assert_allclose(model(y), expected, rtol=1e-12)
+    steady = gpurnn.LinearGaussian(np.array([[1.6, -0.7], [1, 0]]), np.eye(2)[:1], np.diag([1.0, 0]), np.zeros((1, 1)))
+    missing = np.random.default_rng(0).normal(size=(400, 1))
+    missing[::3] = np.nan  # so that no step shares another's covariances
+    assert np.isfinite(steady(missing))
+
+
 def test_infinity_is_no_observation():
     model, y = gpurnn.LinearGaussian(**GOOD), np.ones((4, 1))
     y[2] = -np.inf

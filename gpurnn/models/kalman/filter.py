@@ -104,6 +104,8 @@ class Position:
     """The covariances of the last step, if they have converged."""
     missing: np.ndarray[Any, Any] | None = None
     """(B, p): the observations that were missing there."""
+    uncertain: Array | None = None
+    """(b, n, n): a bound of the covariance's rounding, itself a covariance; None if all observations had noise."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _pass(
     shared = bool((on_host == on_host[:, :1]).all())
     if not shared:
         start = _of_each_row(xp, start, y.shape[1])
-    covariances, number, covariance, last = _covariances(
+    covariances, number, after = _covariances(
         xp, params, start, missing if start.covariance.shape[0] > 1 else missing[:, :1, :], on_host
     )
     indefinite = np.argwhere(~np.isfinite(_dispatch.to_numpy(covariances.log_determinant))[number])
@@ -193,18 +195,21 @@ def _pass(
     known, added = observation_offset(xp, params, u, T), state_offset(xp, params, u, T)
     y = xp.where(missing, xp.zeros_like(y), y if known is None else y - known)
     mean, innovation, position = _means(xp, params, covariances, number, start, y, on_host, added)
-    position = replace(position, step=start.step + T, covariance=covariance, last=last, missing=on_host[-1])
+    position = replace(
+        position, step=start.step + T, covariance=after.covariance, last=after.last, missing=on_host[-1],
+        uncertain=after.uncertain,
+    )  # fmt: skip
     return covariances, number, mean, innovation, position
 
 
 def _of_each_row(xp: Any, start: Position, B: int) -> Position:
     """The position, with covariances for each row."""
     rows = _dispatch.zeros(xp, (B, 1, 1), start.mean)
-    last = start.last
+    last, uncertain = start.last, None if start.uncertain is None else start.uncertain + rows
     if last is not None:
         each = (a + (rows if a.ndim == 3 else rows[:, 0, 0]) for a in last)
         last = _Covariances(*each)
-    return replace(start, covariance=start.covariance + rows, last=last)
+    return replace(start, covariance=start.covariance + rows, last=last, uncertain=uncertain)
 
 
 def of_steps(xp: Any, distinct: Array, number: np.ndarray[Any, Any]) -> Array:
@@ -214,8 +219,8 @@ def of_steps(xp: Any, distinct: Array, number: np.ndarray[Any, Any]) -> Array:
 
 def _covariances(
     xp: Any, params: Parameters, start: Position, patterns: Array, on_host: np.ndarray[Any, Any]
-) -> tuple[_Covariances, np.ndarray[Any, Any], Array, _Covariances | None]:
-    """The covariances that were computed, the number of each step's own among them, and those for the next step.
+) -> tuple[_Covariances, np.ndarray[Any, Any], Position]:
+    """The covariances that were computed, the number of each step's own among them, and the position after the steps.
 
     While the model does not vary and the same observations are missing as at the step before, covariances converge.
     They have converged when a step changes them by no more than its rounding. Further such steps share them.
@@ -232,13 +237,11 @@ def _covariances(
     covariances : _Covariances
         With an axis (S,) in front.
     number : (T,) array of int
-    covariance : (b, n, n) array
-        Predicted for the step past the last.
-    last : _Covariances or None
-        The covariances of the last step, if they have converged.
+    after : Position
+        With new ``covariance``, ``uncertain`` and ``last``.
     """
     T, b, p = patterns.shape
-    covariance = start.covariance
+    covariance, uncertain = start.covariance, start.uncertain
     none = _dispatch.zeros(xp, (b, 1, 1), covariance)
     unit, unit_n = (
         xp.eye(k, dtype=covariance.dtype, device=_dispatch.device(covariance)) for k in (p, covariance.shape[-1])
@@ -268,19 +271,26 @@ def _covariances(
                 gone = patterns[t, ...] if some_missing else None
                 readings[key] = _reading(xp, at(params["H"], t) + none, at(params["R"], t) + none, gone, unit)
             reading = readings[key]
-            own = _Covariances(covariance, reading.observation, *_observed(xp, covariance, reading, unit, unit_n))
+            if uncertain is None and reading.some_exact:
+                uncertain = _rounding(xp, covariance, unit_n, unit_n)
+            *observed, uncertain = _observed(xp, covariance, uncertain, reading, unit, unit_n)
+            own = _Covariances(covariance, reading.observation, *observed)
             steps.append(own)
             number[t] = len(steps) - 1
             if varying:
                 F, Q = at(params["F"], t), at(params["Q"], t)
                 readings.clear()
             after = symmetric(xp, F @ own.filtered @ transpose(xp, F)) + Q
+            if uncertain is not None:
+                uncertain = F @ uncertain @ transpose(xp, F) + _rounding(xp, own.filtered, xp.abs(F), unit_n)
+                uncertain = uncertain + _rounding(xp, Q, unit_n, unit_n)
             # Not at every step, as this takes a good part of a step's time.
             try_it = not varying and repeats[t] and (start.step + t) % 4 == 0
             last = own if try_it and _differ_by_rounding(xp, after, covariance) else None
             covariance = after
             t += 1
-    return _Covariances(*(xp.stack(list(arrays)) for arrays in zip(*steps, strict=True))), number, covariance, last
+    computed = _Covariances(*(xp.stack(list(arrays)) for arrays in zip(*steps, strict=True)))
+    return computed, number, replace(start, covariance=covariance, uncertain=uncertain, last=last)
 
 
 class _Reading(NamedTuple):
@@ -288,12 +298,15 @@ class _Reading(NamedTuple):
 
     observation: Array
     """(b, p, n): H, with zeros in the rows of missing observations."""
-    rows: list[tuple[Array, Array, Array]]
-    """For each combination of observations: the row of H (b, 1, n), its transpose, and the variance (b, 1, 1)."""
+    rows: list[tuple[Array, Array, Array, Array]]
+    """For each combination of observations: the row of H (b, 1, n), its transpose, the variance (b, 1, 1), and a bound
+    of the rounding of that row (b, 1, n)."""
     combined: Array | None
     """(b, p, p): the combinations, or None for the observations themselves."""
     taken: Array | None
     """(b,): the amount by which the combinations lower the logarithm of the determinant."""
+    some_exact: bool
+    """Whether a combination has no noise."""
 
 
 def _reading(xp: Any, H: Array, R: Array, gone: Array | None, unit: Array) -> _Reading:
@@ -302,14 +315,31 @@ def _reading(xp: Any, H: Array, R: Array, gone: Array | None, unit: Array) -> _R
         H = xp.where(gone[:, :, None], xp.zeros_like(H), H)
         R = xp.where(xp.logical_or(gone[:, :, None], gone[:, None, :]), unit + xp.zeros_like(R), R)
     combined, variances, taken = _independent(xp, R)
-    own = H if combined is None else combined @ H
-    each = (own[:, i : i + 1, :] for i in range(H.shape[1]))
-    rows = [(h, transpose(xp, h), variances[:, i, None, None]) for i, h in enumerate(each)]
-    return _Reading(H, rows, combined, taken)
+    if combined is None:
+        own, rounding = H, xp.zeros_like(H)
+    else:
+        own = combined @ H
+        rounding = H.shape[1] * float(xp.finfo(H.dtype).eps) * xp.abs(combined) @ xp.abs(H)
+    each = [slice(i, i + 1) for i in range(H.shape[1])]
+    rows = [(own[:, i, :], transpose(xp, own[:, i, :]), variances[:, i, None], rounding[:, i, :]) for i in each]
+    return _Reading(H, rows, combined, taken, bool(_dispatch.to_numpy(xp.any(variances <= 0))))
 
 
-def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array) -> tuple[Array, Array, Array, Array]:
+def _rounding(xp: Any, P: Array, size: Array, unit: Array) -> Array:
+    """A bound of the rounding of A P A^T with a matrix A of that size, itself a covariance."""
+    # A matrix of elements d_i d_j is at most n times the diagonal one of d_i^2.
+    variances = xp.linalg.diagonal(P)
+    deviation = size @ xp.sqrt(xp.where(variances > 0, variances, xp.zeros_like(variances)))[..., None]
+    return P.shape[-1] ** 2 * float(xp.finfo(P.dtype).eps) * unit * deviation**2
+
+
+def _observed(
+    xp: Any, P: Array, uncertain: Array | None, reading: _Reading, unit_p: Array, unit_n: Array
+) -> tuple[Array, Array, Array, Array, Array | None]:
     """S^-1, log |S|, the gain and the filtered covariance, from the predicted one (b, n, n); see `_Covariances`.
+
+    And `Position.uncertain` after the step, from that before it. With it, the variance of an observation without noise
+    is NaN if all of it may be rounding.
 
     The observations enter one after another, each with its own variance: if they observe the same state, and it is
     known far less precisely than they are, S is too ill-conditioned to be inverted. This is the univariate treatment
@@ -318,13 +348,20 @@ def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array
     log_determinant: Any = reading.taken
     gain: Any = None
     precision: Any = None
-    for i, (h, h_T, variance) in enumerate(reading.rows):
+    for i, (h, h_T, variance, of_h) in enumerate(reading.rows):
         read = P @ h_T
         S = h @ read + variance
+        if uncertain is not None:
+            doubtful = h @ uncertain @ h_T + of_h @ xp.abs(P) @ transpose(xp, of_h)
+            S = xp.where((variance > 0) | (doubtful < S), S, xp.full_like(S, math.nan))
         log_S = xp.log(S[:, 0, 0])
         log_determinant = log_S if log_determinant is None else log_determinant + log_S
         k = read / S
         rest = unit_n - k * h
+        if uncertain is not None:
+            # That of `rest` itself enters squared: where it matters, `rest` makes a covariance of zero.
+            of_rest = math.sqrt(float(xp.finfo(P.dtype).eps)) * (unit_n + xp.abs(k * h))
+            uncertain = rest @ uncertain @ transpose(xp, rest) + _rounding(xp, P, xp.abs(rest) + of_rest, unit_n)
         P = symmetric(xp, rest @ P @ transpose(xp, rest) + variance * (k * transpose(xp, k)))
         # The observation minus its prediction from those before it.
         own = unit_p[i : i + 1, :] if gain is None else unit_p[i : i + 1, :] - h @ gain
@@ -333,8 +370,9 @@ def _observed(xp: Any, P: Array, reading: _Reading, unit_p: Array, unit_n: Array
         precision = information if precision is None else precision + information
     combined = reading.combined
     if combined is None:
-        return precision, log_determinant, gain, P
-    return symmetric(xp, transpose(xp, combined) @ precision @ combined), log_determinant, gain @ combined, P
+        return precision, log_determinant, gain, P, uncertain
+    precision = symmetric(xp, transpose(xp, combined) @ precision @ combined)
+    return precision, log_determinant, gain @ combined, P, uncertain
 
 
 def _independent(xp: Any, R: Array) -> tuple[Array | None, Array, Array | None]:
@@ -353,7 +391,8 @@ def _independent(xp: Any, R: Array) -> tuple[Array | None, Array, Array | None]:
     # Relative to the deviations, so that a small noise keeps its digits next to a large one.
     deviations = xp.sqrt(xp.where(variances > 0, variances, xp.ones_like(variances)))
     values, vectors = xp.linalg.eigh(R / deviations[:, :, None] / deviations[:, None, :])
-    values = xp.where(values > p * float(xp.finfo(R.dtype).eps), values, xp.zeros_like(values))
+    rounding = p * float(xp.finfo(R.dtype).eps) * values[..., -1:]
+    values = xp.where(values > rounding, values, xp.zeros_like(values))
     return transpose(xp, vectors) / deviations[:, None, :], values, 2 * xp.sum(xp.log(deviations), axis=-1)
 
 
