@@ -109,7 +109,9 @@ def _cross_entropy(
             indices = flat if weights is None else xp.where(weights == 0, xp.zeros_like(flat), flat)
             # A label out of range is rejected, or gives a loss of NaN, so its weight can be any.
             label_weights = xp.take(class_weights, xp.clip(indices, 0, V - 1))
-            weights = label_weights if weights is None else weights * label_weights
+            if weights is not None:
+                label_weights = xp.where(weights == 0, xp.zeros_like(weights), label_weights) * weights
+            weights = label_weights
         total = _total(xp, weights, math.prod(shape))
     return xp, logits, _reduce(xp, reduction, losses, total, shape), losses, total, saved
 

@@ -96,11 +96,13 @@ def independent_backward(saved: _Saved, dh: Array) -> tuple[Array, Array, Array]
         d = dh[t] + carried
         np.multiply(d, saved.slopes[t], out=da[t])
         carried = u * da[t] + leak * d if cell.leak else u * da[t]
+        of_u = _entering(saved.states[t], saved.resets, t)
         if exists is not None:
             absent = ~exists[t][:, None]
             np.copyto(da[t], 0, where=absent)
             np.copyto(carried, d, where=absent)
-        du += da[t] * _entering(saved.states[t], saved.resets, t)
+            of_u = np.where(absent, u.dtype.type(0), of_u)
+        du += da[t] * of_u
         carried = _entering(carried, saved.resets, t)
     return da, du, carried
 

@@ -84,6 +84,8 @@ def cross_entropy_forward(
     smooth = None
     if class_weights is not None:
         target *= class_weights[labels]
+        if masked is not None:
+            target[masked] = 0  # whatever the weight of class 0
     if label_smoothing:
         smooth = np.full(V, label_smoothing / V, dtype)
         if class_weights is not None:

@@ -83,14 +83,14 @@ class Unrolled:
                 if step.cut is not None:
                     dprevious = tuple(np.where(step.cut, d.dtype.type(0), d) for d in dprevious)
                 carried = list(dprevious)
-            flat = da.reshape(-1, rows)
+            flat = da.reshape(len(order) * B, rows)
             add("bias_ih", flat.sum(axis=0))
             if self.norm is not None:  # the bias is added after the norm, the weights multiply before it
                 normal = self.products[chunk.start]
                 add("norm_ih", (flat * normal.value).sum(axis=0))
                 flat = normal.back(flat * self.norm)
             dx[chunk] = (flat @ w_ih).reshape(dx[chunk].shape)
-            add("weight_ih", flat.T @ self.x[chunk].reshape(-1, I))
+            add("weight_ih", flat.T @ self.x[chunk].reshape(len(order) * B, I))
         return dx, totals, carried
 
 
@@ -190,7 +190,9 @@ def _forward(
                 of_step = {**own, **dict(zip(cell.step_masks, step_masks[:, t], strict=True))}
                 if "zoneout_h" in of_step:  # has the width of h, which may be a projection
                     of_step["zoneout_h"] = of_step["zoneout_h"][:, : y.shape[2]]
-            new, saved = cells.forward(cell, xw[t - chunk.start], tuple(entering), of_step)
+            # Rows that lack the step compute one from zero, so that no NaN of theirs reaches the weights' gradients.
+            read = entering if past is None else [np.where(past, s.dtype.type(0), s) for s in entering]
+            new, saved = cells.forward(cell, xw[t - chunk.start], tuple(read), of_step)
             carried = list(new)
             if past is not None:
                 carried = [np.where(past, before, s) for before, s in zip(entering, new, strict=True)]

@@ -138,6 +138,7 @@ def test_a_line_through_two_points_has_no_error():
         ({"series": np.ma.masked_less(logistic(100), 0.5)}, ValueError, "series has masked entries, expected numbers"),
         ({"series": np.ones((2, 3, 4))}, ValueError, r"series has shape \(2, 3, 4\), expected \(T,\) or \(T, F\)"),
         ({"series": np.ones(3)}, ValueError, "series has 3 steps, expected at least 7"),
+        ({"series": np.ones(0)}, ValueError, "series has 0 steps, expected at least 7"),
         ({"series": np.ones(100)}, ValueError, "no two points of series differ"),
         ({"radius": 1e-12}, ValueError, "no point of series has a neighbour within radius=1e-12; pass a larger one"),
         ({"radius": 0.0}, ValueError, "radius is 0.0"),

@@ -156,6 +156,21 @@ def test_what_is_not_finite_does_not_reach_past_a_length(score, bad, each_wing):
     assert (dvalues[past] == 0).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("score", SCORES)
+def test_the_query_of_a_row_without_keys_is_not_read(score, bad):
+    arrays, lengths = draw(score), np.array([4, 0, 6])
+    d = cotangents(arrays)
+    arrays["query"][:, 1] = 0
+    expected, pull_expected = gpurnn.attention.vjp(**arrays, score=score, lengths=lengths)
+    arrays["query"][:, 1] = bad
+    found, pull = gpurnn.attention.vjp(**arrays, score=score, lengths=lengths)
+    assert_all_close(found, expected, 0)
+    (of_arrays, of_weights), (expected_arrays, expected_weights) = pull(d), pull_expected(d)
+    assert_all_close(of_arrays, expected_arrays, 0)
+    assert_all_close(list(of_weights.values()), list(expected_weights.values()), 0)
+
+
 def run(wing, arguments, lengths, d, scale=1.0):
     context, weights, saved = wing.attention_forward(*arguments, lengths=lengths, scale=scale, training=True)
     return context, weights, wing.attention_backward(saved, *d)

@@ -43,6 +43,9 @@ CALLS = {
     "rnn": recurrent(gpurnn.rnn, 1),
     "lstm": recurrent(gpurnn.lstm, 4),
     "gru": recurrent(gpurnn.gru, 3),
+    "rnn with a clip": lambda *sizes: recurrent(gpurnn.rnn, 1)(*sizes, clip=3.0),
+    "lstm with coupled gates": lambda *sizes: recurrent(gpurnn.lstm, 3)(*sizes, coupled=True),
+    "gru with zoneout": lambda *sizes: recurrent(gpurnn.gru, 3)(*sizes, zoneout=0.25),
     "lengths": lambda T, B, I, H: recurrent(gpurnn.lstm, 4)(T, B, I, H, lengths=np.full(B, T)),
     **{
         f"dense {g}": lambda T, B, I, H, g=g: (gpurnn.dense, (ones(T, B, I), ones(H, I), ones(H)), {"activation": g})

@@ -651,6 +651,20 @@ def test_a_class_may_be_ignored_and_all_labels_too():
     assert not pull(1.0)[0].any()
 
 
+@pytest.mark.parametrize("weight", [np.inf, np.nan])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_weight_of_an_ignored_class_is_not_read(reduction, weight):
+    """It may be infinite: 1 / count of a class that never occurs."""
+    logits, labels = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([0, 1])
+    value, pull = cross_entropy.vjp(
+        logits, labels, ignore_index=0, class_weights=np.array([weight, 1.0]), reduction=reduction
+    )
+    expected, pull_expected = cross_entropy.vjp(logits, labels, mask=labels == 1, reduction=reduction)
+    np.testing.assert_array_equal(value, expected)
+    cotangent = np.ones_like(value) if reduction == "none" else 1.0
+    np.testing.assert_array_equal(pull(cotangent)[0], pull_expected(cotangent)[0])
+
+
 def test_an_ignored_label_is_an_integer():
     with pytest.raises(TypeError, match=r"cross_entropy: ignore_index is 1\.5, expected a whole number"):
         cross_entropy(np.zeros((1, 2)), np.zeros(1, int), ignore_index=1.5)

@@ -50,6 +50,33 @@ PAIRS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("cell", "gates", "options"),
+    [
+        ("rnn", 1, {"clip": 3.0}), ("gru", 3, {"zoneout": 0.25}), ("lstm", 4, {"cell_clip": 0.5}),
+        ("lstm", 3, {"coupled": True}), ("lstm", 4, {}), ("gru", 3, {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("without", ["lengths", "mask"])
+def test_the_state_of_a_row_without_steps(cell, gates, options, without):
+    """It reaches the final state of its own row, and no gradient of the weights."""
+    state = np.array([[1.0], [np.nan]])
+    exists = {"lengths": np.array([2, 0])} if without == "lengths" else {"mask": np.array([[True, False]] * 2)}
+    function, weight = getattr(gpurnn, cell), np.ones((gates, 1))
+    state = (state, state) if cell == "lstm" else state
+    (y, _), pull = function.vjp(np.ones((2, 2, 1)), weight, weight, state=state, **options, **exists)
+    _, gradients = pull((np.where(np.isnan(y), 0, 1.0), None))
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_the_state_of_a_row_of_independent_units_without_steps():
+    layer = gpurnn.IndRNN(1, 2, dtype="float64", rng=0)
+    state = np.array([[[1.0, 1.0], [np.nan, np.inf]]])
+    (y, _), pull = layer.vjp(np.ones((3, 2, 1)), state=state, lengths=np.array([3, 0]))
+    _, gradients = pull((np.where(np.isnan(y), 0, 1.0), None))
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize(("first", "recurrent"), PAIRS)
 def test_layers_before_a_recurrent_one(first, recurrent, bad):

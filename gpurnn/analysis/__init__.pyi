@@ -1,3 +1,4 @@
+from . import plots as plots
 from ._transition import parts as parts
 from .activity import GateActivity as GateActivity
 from .activity import activity as activity

@@ -154,7 +154,7 @@ def _series(where: str, series: Any) -> NDArray[np.float64]:
         raise ValueError(f"{where}: series has shape {array.shape}, expected (T,) or (T, F) with F of at least 1")
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: series holds NaN or infinity, expected finite numbers")
-    return array.reshape(len(array), -1)
+    return array[:, None] if array.ndim == 1 else array
 
 
 def _fit(where: str, fit: Any, steps: int) -> tuple[int, int]:

@@ -457,5 +457,5 @@ def _csv(
     for one, ahead in zip(series, found, strict=True):
         numbers = (ahead.point, ahead.lower, ahead.upper, *ahead.quantiles.values())
         for i, when in enumerate(one.ahead):
-            rows.append([*([one.name] if group else []), write(when), *(f"{values[i]:.6g}" for values in numbers)])
+            rows.append([*([one.name] if group else []), write(when), *(str(values[i]) for values in numbers)])
     return csv_bytes(header, rows)

@@ -73,7 +73,7 @@ def predict(directory: Path, file: str, out: Path | None, encoding: str | None, 
     header = [group, target, *(f"probability of {name}" for name in classes)]
     rows = []
     for i, name in enumerate(groups.names):
-        answer = found[i] if classes else f"{found[i]:.6g}"
+        answer = found[i] if classes else str(found[i])
         rows.append([name, answer, *([f"{chance:.4f}" for chance in chances[i]] if classes else [])])
     written = csv_bytes(header, rows)
     if str(out) == "-":

@@ -83,6 +83,8 @@ def _attend(
         # Keys past the lengths must not reach a product either.
         exists = xp.arange(keys.shape[0], device=_dispatch.device(keys))[:, None] < lengths
         keys = arrays["keys"] = xp.where(exists[:, :, None], keys, _dispatch.zeros(xp, (1, 1, 1), keys))
+        # Nor must the query of a row without keys.
+        query = arrays["query"] = xp.where(lengths[:, None] > 0, query, _dispatch.zeros(xp, (1, 1, 1), query))
     projected_query, projected_keys = query, keys
     if score == "general":
         projected_query = _project(xp, query, arrays["weight"])

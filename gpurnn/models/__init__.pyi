@@ -1,3 +1,4 @@
+from . import kalman as kalman
 from .base import Model as Model
 from .classifier import SequenceClassifier as SequenceClassifier
 from .classifier import SequenceTagger as SequenceTagger
