@@ -320,9 +320,14 @@ def options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = sorted(known)
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            meant = f"; did you mean {close[0]}?" if close else ""
-            raise TypeError(f"{where}: {name} is not an option, expected one of {', '.join(known)}{meant}")
+            raise TypeError(f"{where}: {name} is not an option, expected one of {', '.join(known)}{near(name, known)}")
+
+
+def near(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known name that it resembles, if there is one."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name).lower(), [each.lower() for each in known], 1)
+    return f"; did you mean {' or '.join(each for each in known if each.lower() in close)}?" if close else ""
 
 
 def signature(kind: type, method: str = "__init__") -> inspect.Signature:

@@ -644,7 +644,9 @@ def test_a_parameter_that_was_replaced_by_one_of_another_shape_is_rejected(kind)
             for run in ("__call__", "vjp"):
                 layer = make()
                 held, own = layer._places()[place]
-                held[own] = normal(*shape)
+                with pytest.raises(ValueError, match=r"^params: .* has shape .*expected the parameter's shape"):
+                    held[own] = normal(*shape)
+                dict.__setitem__(held, own, normal(*shape))  # as a dict of the caller's in its place may hold
                 with pytest.raises(ValueError, match=r"has shape \(.*expected|expected .* axes"):
                     getattr(layer, run)(*arguments)
 
@@ -656,7 +658,9 @@ def test_a_parameter_that_was_replaced_by_no_array_of_numbers_is_rejected(kind, 
     for place in make()._places():
         layer = make()
         held, own = layer._places()[place]
-        held[own] = change(held[own])
+        with pytest.raises(TypeError, match=r"^params: .* (is a (list|numpy.MaskedArray)|has dtype int64)"):
+            held[own] = change(held[own])
+        dict.__setitem__(held, own, change(held[own]))
         with pytest.raises(TypeError, match=r": .* (is a (list|numpy.MaskedArray)|has dtype int64)"):
             layer(*arguments)
 

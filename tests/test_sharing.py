@@ -409,3 +409,61 @@ def test_parameters_apart_are_known_without_addresses(monkeypatch):
     monkeypatch.setattr(_sharing, "_address", lambda array: pytest.fail("an address is asked for"))
     assert len(model.params) == 10
     gradients.of_parameters("test", model.params, {})
+
+
+def classifier():
+    return gpurnn.SequenceClassifier(3, 4, 2)
+
+
+@pytest.mark.parametrize("make", [dense, nested, stack, classifier, lambda: gpurnn.Decoder(gpurnn.GRU(3, 3))])
+def test_an_assignment_to_params_reaches_the_layers_and_all_places(make):
+    layer = make()
+    for name, p in layer.params.items():
+        value = np.full_like(p, 0.5)
+        layer.params[name] = value
+        assert layer.params[name] is value
+        places = layer._places()
+        assert all(places[n][0][places[n][1]] is value for n, first in layer._first_names().items() if first == name)
+    layer.params.update({name: p + 1 for name, p in layer.params.items()})
+    assert all((p == 1.5).all() for p in layer.state_dict().values())
+    assert layer.params.keys() == make().params.keys()
+
+
+def test_an_assignment_in_a_sequential_keeps_what_is_tied():
+    for make in SEQUENTIALS:
+        model = make()
+        shared = model._shared()
+        for name, p in model.params.items():
+            model.params[name] = p + 1
+        assert model._shared() == shared
+        x = np.ones((2, 1, 3))
+        other = make()
+        other.load_state_dict(model.state_dict())
+        np.testing.assert_array_equal(model(x)[0], other(x)[0])
+
+
+def test_an_assignment_of_a_parameter_to_another_ties_them():
+    model = gpurnn.Sequential(dense(), dense(1))
+    model.params["1.weight"] = model.params["0.weight"]
+    assert list(model.params) == ["0.weight", "0.bias", "1.bias"]
+
+
+@pytest.mark.parametrize("make", [dense, nested, classifier])
+def test_an_assignment_that_does_not_fit_is_rejected(make):
+    layer = make()
+    before = layer.state_dict()
+    name, p = next(iter(layer.params.items()))
+    wrong = name.replace("weight", "weigth")
+    for change in (layer.params.__setitem__, lambda n, value: layer.params.update({n: value})):
+        with pytest.raises(KeyError, match=f"^\"params: '{wrong}' is not a parameter, .*did you mean {name}"):
+            change(wrong, p)
+        with pytest.raises(ValueError, match=r"^params: .* has shape .*, expected the parameter's shape"):
+            change(name, p[:1])
+        with pytest.raises(TypeError, match=r"^params: .* has dtype float16, expected"):
+            change(name, p.astype("float16"))
+        with pytest.raises(TypeError, match=r"^params: .* is a float, expected a numpy.ndarray"):
+            change(name, 0.0)
+    for delete in (layer.params.__delitem__, layer.params.pop, lambda _: layer.params.clear()):
+        with pytest.raises(TypeError, match=r"^params: .* is to be deleted, expected a parameter to stay"):
+            delete(name)
+    np.testing.assert_equal(layer.state_dict(), before)

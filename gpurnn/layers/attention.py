@@ -15,7 +15,7 @@ from .._random import generator
 from ..functional import _multi_head
 from ..functional._activations import sigmoid, sigmoid_slope
 from ..functional._state import check_sequence, cotangent_pair
-from .base import Chain, Composite, Layer, parameter, parameter_dtype
+from .base import Chain, Composite, Layer, Parameters, parameter, parameter_dtype
 from .dense import Dense
 from .dropout import Dropout
 from .layer_norm import LayerNorm
@@ -105,7 +105,7 @@ class MultiHeadAttention(Layer):
         def blocks(shape: tuple[int, int]) -> Array:
             return np.concatenate([initialise(random, (F, shape[1]), kind) for _ in range(shape[0] // F)])
 
-        self.params = {}
+        params = {}
         if self.key_size == self.value_size == F:
             shapes = {"in_proj_weight": (3 * F, F)}
         else:
@@ -116,10 +116,11 @@ class MultiHeadAttention(Layer):
             }
         for biased, of_projection in (("in_proj_", shapes), ("out_proj.", {"out_proj.weight": (F, F)})):
             for name, shape in of_projection.items():
-                self.params[name] = parameter(shape, kind, partial(blocks, shape))
+                params[name] = parameter(shape, kind, partial(blocks, shape))
             if self.bias:
                 rows = sum(rows for rows, _ in of_projection.values())
-                self.params[f"{biased}bias"] = parameter((rows,), kind, partial(np.zeros, rows, kind))
+                params[f"{biased}bias"] = parameter((rows,), kind, partial(np.zeros, rows, kind))
+        self.params = Parameters(params)
 
     def __call__(
         self,
@@ -210,7 +211,7 @@ class PositionalEncoding(Layer):
     batch_first = False
 
     def __init__(self) -> None:
-        self.params = {}
+        self.params = Parameters({})
 
     def __call__(self, x: Array) -> Array:
         """Return y (T, B, E) for x (T, B, E).

@@ -12,7 +12,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,8 @@ class Layer(_checks.ListsOptions, ABC):
     Attributes
     ----------
     params : dict of str to array
-        The parameters by name; an optimizer updates the arrays in place.
+        The parameters by name; an optimizer updates the arrays in place. An assignment puts another array of the same
+        shape and dtype in the place of one; names are fixed.
     stateful : bool
         Whether the layer takes ``(x, state, lengths, resets)`` and returns ``(y, state)``, instead of x and y.
     batch_first : bool or None
@@ -94,7 +95,8 @@ class Layer(_checks.ListsOptions, ABC):
             There is no CuPy or no CUDA device; the message says why.
         """
         xp, moved = _dispatch.arrays_on(device), copy.copy(self)
-        moved.params = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self.params.items()}
+        copies = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self.params.items()}
+        moved.params = Parameters(copies) if isinstance(self.params, Parameters) else copies
         moved._share(self._shared())
         return moved
 
@@ -175,10 +177,8 @@ class Layer(_checks.ListsOptions, ABC):
             )
         values = []
         for name, p in self.params.items():
-            value, shown = state[name], f"state[{name!r}]"
-            _dispatch.namespace(where, **{shown: value})
-            _checks.shape(where, shown, value, tuple(p.shape), "the parameter's shape")
-            _checks.same_dtype(where, **{"the parameter": p, shown: value})
+            value = state[name]
+            _check_value(where, f"state[{name!r}]", value, p)
             _checks.writable(where, f"the parameter {name}", p)
             # Copied before anything is written, because values may be parameters of this layer.
             values.append(_dispatch.from_numpy(_dispatch.namespace(where, **{name: p}), _dispatch.to_numpy(value)))
@@ -378,6 +378,65 @@ class Layer(_checks.ListsOptions, ABC):
     @abstractmethod
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
         """Return the layer's outputs and their pullback."""
+
+
+class Parameters(dict[str, Array]):
+    """The parameters of a layer by name: the names are fixed, and so are the arrays' shapes and dtypes.
+
+    Parameters
+    ----------
+    arrays : dict of str to array
+    whole : Layer, optional
+        The composite layer whose parts hold the arrays. An assignment goes to all places of a parameter, so that what
+        is tied stays tied.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], whole: Layer | None = None) -> None:
+        super().__init__(arrays)
+        self._whole = whole
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if name not in self:
+            expected = f"one of {', '.join(self)}" if self else "no assignment: the layer has none"
+            raise KeyError(f"params: {name!r} is not a parameter, expected {expected}{_checks.near(name, self)}")
+        _check_value("params", f"params[{name!r}]", value, self[name])
+        if self._whole is not None:
+            places = self._whole._places()
+            for place, first in self._whole._first_names().items():
+                if first == name:
+                    held, own = places[place]
+                    held[own] = value
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(
+            f"params: {name!r} is to be deleted, expected a parameter to stay; overwrite it with "
+            f"params[{name!r}][...] = 0, or make the layer without it"
+        )
+
+    # Those of dict would go past the two methods above.
+    clear, pop, popitem = MutableMapping.clear, MutableMapping.pop, MutableMapping.popitem
+    setdefault, update = MutableMapping.setdefault, MutableMapping.update
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies of a composite layer's belong to no layer.
+        return (Parameters if self._whole is None else dict, (dict(self),))
+
+
+def without(params: Mapping[str, Array], name: str) -> Parameters:
+    """The parameters except one, for a layer of a model that does without it."""
+    return Parameters({other: array for other, array in params.items() if other != name})
+
+
+def _check_value(where: str, shown: str, value: Any, p: Array) -> None:
+    """Reject a value that cannot take the place of the parameter ``p``."""
+    _dispatch.namespace(where, **{shown: value})
+    _checks.shape(where, shown, value, tuple(p.shape), "the parameter's shape")
+    _checks.same_dtype(where, **{"the parameter": p, shown: value})
 
 
 def _plain(value: Any) -> Any:
@@ -613,7 +672,8 @@ class Composite(Layer):
     @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
         """The parameters of the layers. Each name begins with the layer's name and a dot."""
-        return _sharing.merged({name: held[own] for name, (held, own) in self._places().items()})
+        arrays = _sharing.merged({name: held[own] for name, (held, own) in self._places().items()})
+        return Parameters(arrays, self)
 
     def _forms(self) -> dict[str, str]:
         return {

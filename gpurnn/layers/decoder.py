@@ -19,7 +19,7 @@ from ..cells import Cell
 from ..functional._attention import SCORES
 from ..functional._dropout import dropout_mask
 from ..functional._state import pack_state, unpack_state
-from .base import Composite, Layer, parameter, parameter_dtype
+from .base import Composite, Layer, Parameters, parameter, parameter_dtype
 from .recurrent import Recurrent, layer_names, step_mask
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Decoder(Composite):
         self.recurrent, self.attention, self.input_feeding = recurrent, attention, input_feeding
         self.memory_size, self.attention_size, self.attentional_size = memory_size, attention_size, attentional_size
         H, kind = recurrent.hidden_size, parameter_dtype(where, recurrent._argument("dtype"))
-        self._own: dict[str, Array] = {}
+        self._own = Parameters({})
         self._own_shapes: dict[str, tuple[int, ...]] = {}
         self.output_size, extra = H, 0
         if attention is not None:
@@ -220,7 +220,9 @@ class Decoder(Composite):
                 rows, columns = (1, *shape)[-2:]
                 return xavier(random, (rows, columns), kind).reshape(shape)
 
-            self._own = {name: parameter(shape, kind, partial(initial, shape)) for name, shape in shapes.items()}
+            self._own = Parameters(
+                {name: parameter(shape, kind, partial(initial, shape)) for name, shape in shapes.items()}
+            )
             self._own_shapes = shapes
         self.input_size = recurrent.input_size - extra
         if self.input_size < 1:
@@ -243,7 +245,9 @@ class Decoder(Composite):
     def to(self, device: Any) -> Self:
         xp, moved = _dispatch.arrays_on(device), copy.copy(self)
         moved.recurrent = self.recurrent.to(xp)
-        moved._own = {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self._own.items()}
+        moved._own = Parameters(
+            {name: _dispatch.from_numpy(xp, _dispatch.to_numpy(p)) for name, p in self._own.items()}
+        )
         moved._share(self._shared())
         return moved
 

@@ -11,7 +11,7 @@ from .._contract import Array
 from .._op import Pullback
 from .._random import generator
 from ..functional._activations import DENSE_ACTIVATIONS
-from .base import Layer, parameter, parameter_dtype
+from .base import Layer, Parameters, parameter, parameter_dtype
 
 
 class Dense(Layer):
@@ -62,10 +62,11 @@ class Dense(Layer):
         self.activation = _checks.choice(where, "activation", activation, DENSE_ACTIVATIONS)
         kind = parameter_dtype(where, dtype)
         initialise, random, shape = initializers.get(init), generator(where, rng), (self.out_features, self.in_features)
-        self.params = {"weight": parameter(shape, kind, lambda: initialise(random, shape, kind))}
+        params = {"weight": parameter(shape, kind, lambda: initialise(random, shape, kind))}
         self.bias = _checks.flag(where, "bias", bias)
         if self.bias:
-            self.params["bias"] = parameter(shape[:1], kind, lambda: np.zeros(shape[0], kind))
+            params["bias"] = parameter(shape[:1], kind, lambda: np.zeros(shape[0], kind))
+        self.params = Parameters(params)
 
     def __call__(self, x: Array) -> Array:
         """Return y (..., out_features) for x (..., in_features); raises as `gpurnn.dense` does."""

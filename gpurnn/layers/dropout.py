@@ -7,7 +7,7 @@ import numpy as np
 from .. import _arrays, _checks, _dispatch, functional
 from .._contract import Array
 from .._op import Pullback
-from .base import Layer
+from .base import Layer, Parameters
 
 
 class Dropout(Layer):
@@ -29,7 +29,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float) -> None:
         self.rate = _checks.fraction("Dropout", "rate", rate)
-        self.params = {}
+        self.params = Parameters({})
 
     def __call__(self, x: Array) -> Array:
         """Return x itself."""

@@ -10,7 +10,7 @@ from .. import _checks, functional, initializers
 from .._contract import Array
 from .._op import Pullback
 from .._random import generator
-from .base import TOKENS, Layer, parameter, parameter_dtype
+from .base import TOKENS, Layer, Parameters, parameter, parameter_dtype
 
 
 def _standard_normal(rng: np.random.Generator, shape: tuple[int, int], dtype: Any) -> np.ndarray[Any, Any]:
@@ -78,7 +78,7 @@ class Embedding(Layer):
                 table[padding_idx] = 0
             return table
 
-        self.params = {"weight": parameter(shape, kind, initial)}
+        self.params = Parameters({"weight": parameter(shape, kind, initial)})
 
     def __call__(self, indices: Array) -> Array:
         """Return the rows, indices.shape + (E,); raises as `gpurnn.embedding` does."""

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _checks, functional
 from .._contract import Array
 from .._op import Pullback
-from .base import Layer, parameter, parameter_dtype
+from .base import Layer, Parameters, parameter, parameter_dtype
 
 
 class LayerNorm(Layer):
@@ -45,10 +45,11 @@ class LayerNorm(Layer):
         self.features = _checks.size(where, "features", features)
         self.eps = _checks.non_negative(where, "eps", eps)
         kind = parameter_dtype(where, dtype)
-        self.params = {"weight": parameter((self.features,), kind, lambda: np.ones(self.features, kind))}
+        params = {"weight": parameter((self.features,), kind, lambda: np.ones(self.features, kind))}
         self.bias = _checks.flag(where, "bias", bias)
         if self.bias:
-            self.params["bias"] = parameter((self.features,), kind, lambda: np.zeros(self.features, kind))
+            params["bias"] = parameter((self.features,), kind, lambda: np.zeros(self.features, kind))
+        self.params = Parameters(params)
 
     def __call__(self, x: Array) -> Array:
         """Return y (..., F) for x (..., F); raises as `gpurnn.layer_norm` does."""

@@ -21,7 +21,16 @@ from ..functional._dropout import dropout_mask
 from ..functional._recurrent import infer, one_step, take
 from ..functional._segments import States, Whole, part_of, segments_of, through
 from ..functional._state import check_cotangents, pack_state, unpack_state
-from .base import InitialParameters, Layer, check_size, is_initialised_later, named, parameter, parameter_dtype
+from .base import (
+    InitialParameters,
+    Layer,
+    Parameters,
+    check_size,
+    is_initialised_later,
+    named,
+    parameter,
+    parameter_dtype,
+)
 
 Init = str | initializers.Initializer
 Merge = Literal["concat", "sum", "mul", "average"]
@@ -308,7 +317,7 @@ class Stacked(Layer):
                 for name in self.cell.parameters if self.bias else self.cell.needed:
                     shape = shapes[name + suffix]
                     params[name + suffix] = parameter(shape, dtype, partial(initial, name, shape))
-        return named(params, self._forms())
+        return Parameters(named(params, self._forms()))
 
     @_foreign.handles
     def __call__(

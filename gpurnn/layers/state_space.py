@@ -15,7 +15,7 @@ from .._op import Pullback
 from .._random import generator
 from ..functional._ssm import OUTPUT_STATES, OutputState, run_ssm
 from ..functional._state import cotangents_of
-from .base import Layer, parameter, parameter_dtype
+from .base import Layer, Parameters, parameter, parameter_dtype
 
 
 class _StateSpace(Layer):
@@ -35,9 +35,17 @@ class _StateSpace(Layer):
         self.complex = _checks.flag(where, "complex", complex)
 
     def _initialise(
-        self, dtype: np.dtype[Any], rng: np.random.Generator, scale: Callable[[], Any], feedthrough: bool
+        self,
+        params: dict[str, Array],
+        dtype: np.dtype[Any],
+        rng: np.random.Generator,
+        scale: Callable[[], Any],
+        feedthrough: bool,
     ) -> None:
-        """Add B, C and D to ``params``; ``scale()`` is the standard deviation that white input adds to each state."""
+        """Set ``params``, with B, C and D added.
+
+        ``scale()`` is the standard deviation that white input adds to each state.
+        """
         parts = ("_real", "_imag") if self.complex else ("",)
         I, N, O = self.input_size, self.state_size, self.output_size
 
@@ -50,10 +58,11 @@ class _StateSpace(Layer):
 
         for name, shape, gain in (("B", (N, I), scale), ("C", (O, N), lambda: 1.0)):
             for part in parts:
-                self.params[name + part] = parameter(shape, dtype, partial(initial, shape, gain))
+                params[name + part] = parameter(shape, dtype, partial(initial, shape, gain))
         self.feedthrough = _checks.flag(type(self).__name__, "feedthrough", feedthrough)
         if self.feedthrough:
-            self.params["D"] = parameter((O, I), dtype, initial_feedthrough)
+            params["D"] = parameter((O, I), dtype, initial_feedthrough)
+        self.params = Parameters(params)
 
     def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter, including those that only other state-space layers have."""
@@ -309,10 +318,10 @@ class StateSpace(_StateSpace):
         self.radius = radius = _checks.non_negative("StateSpace", "radius", radius)
         kind, random = parameter_dtype("StateSpace", dtype), generator("StateSpace", rng)
         shape = (self.state_size, self.state_size)
-        self.params = {"A": parameter(shape, kind, lambda: initializers.orthogonal(radius)(random, shape, kind))}
+        params = {"A": parameter(shape, kind, lambda: initializers.orthogonal(radius)(random, shape, kind))}
         # This makes the variance of the states that of white input.
         scale = math.sqrt(1 - radius**2) if radius < 1 else 1.0
-        self._initialise(kind, random, lambda: scale, feedthrough)
+        self._initialise(params, kind, random, lambda: scale, feedthrough)
 
     def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
         return params["A"], lambda dA: {"A": dA}
@@ -412,10 +421,10 @@ class DiagonalStateSpace(_StateSpace):
         kind, random = parameter_dtype(where, dtype), generator(where, rng)
         shape = (self.state_size,)
         squares = cache(lambda: random.uniform(least**2, largest**2, shape))
-        self.params = {"nu": parameter(shape, kind, lambda: np.log(-np.log(squares()) / 2).astype(kind))}
+        params = {"nu": parameter(shape, kind, lambda: np.log(-np.log(squares()) / 2).astype(kind))}
         if self.complex:
-            self.params["theta"] = parameter(shape, kind, lambda: random.uniform(0, max_phase, shape).astype(kind))
-        self._initialise(kind, random, lambda: np.sqrt(1 - squares()), feedthrough)
+            params["theta"] = parameter(shape, kind, lambda: random.uniform(0, max_phase, shape).astype(kind))
+        self._initialise(params, kind, random, lambda: np.sqrt(1 - squares()), feedthrough)
 
     def _transition(self, xp: Any, params: dict[str, Array]) -> tuple[Array, Any]:
         # Beyond these bounds exp(-exp(nu)) rounds to 1 or 0: |a| would be 1, or its gradient infinity times zero.

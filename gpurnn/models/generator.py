@@ -14,6 +14,7 @@ from .._op import Pullback
 from .._random import generator, mask_key
 from ..functional._activations import DENSE_ACTIVATIONS, activate, activate_pullback
 from ..functional._dropout import dropout_mask
+from ..layers.base import without
 from .base import Model, check_finite, check_numbers, existing, not_finite, recurrent
 from .sequence import LOSSES, check_classes
 
@@ -136,7 +137,7 @@ class SequenceGenerator(Model):
             rng=random,
         )
         # There is one bias: h_0 has the same b_h.
-        del self.recurrent.params["bias_hh_l0"]
+        self.recurrent.params = without(self.recurrent.params, "bias_hh_l0")
         self.output = layers.Dense(hidden_size, outputs, activation=output_activation, dtype=dtype, rng=random)
 
     def __call__(self, x: Array, steps: int) -> Array:

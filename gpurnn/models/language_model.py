@@ -15,7 +15,7 @@ from .._random import generator
 from ..cells import Activation, CellOptions, Update
 from ..functional._activations import activate
 from ..functional._state import cotangent_pair
-from ..layers.base import Chain
+from ..layers.base import Chain, without
 from .base import Model, check_numbers, existing, not_finite, recurrent, without_padding
 from .decoding import check_sampling, draw, require_finite
 from .pooling import LastPooling
@@ -178,7 +178,7 @@ class LanguageModel(Model):
         self.cell = self.recurrent.cell.name
         self.output = layers.Dense(self.recurrent.output_size, size, dtype=dtype, rng=random)
         if tied:
-            del self.output.params["weight"]
+            self.output.params = without(self.output.params, "weight")
 
     def __call__(
         self, tokens: Array, state: State = None, lengths: Array | None = None, resets: Array | None = None

@@ -10,7 +10,7 @@ from .. import _arrays, _dispatch, functional, initializers
 from .._contract import Array
 from .._op import Pullback
 from .._random import generator
-from ..layers.base import Layer, parameter, parameter_dtype
+from ..layers.base import Layer, Parameters, parameter, parameter_dtype
 
 if TYPE_CHECKING:
     pass
@@ -36,7 +36,7 @@ class LastPooling(Layer):
 
     def __init__(self, bidirectional: bool = False, reverse: bool = False) -> None:
         self.bidirectional, self.reverse = bidirectional, reverse
-        self.params = {}
+        self.params = Parameters({})
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
         """Pool y (T, B, K) to (B, K)."""
@@ -72,7 +72,7 @@ class MeanPooling(Layer):
     name = "mean"
 
     def __init__(self) -> None:
-        self.params = {}
+        self.params = Parameters({})
 
     def __call__(self, y: Array, lengths: Array | None = None) -> Array:
         """Pool y (T, B, K) to (B, K)."""
@@ -102,11 +102,13 @@ class AttentionPooling(Layer):
         self.size = size
         random, kind = generator("AttentionPooling", rng), parameter_dtype("AttentionPooling", dtype)
         xavier, normal = initializers.get("xavier"), initializers.get("normal")
-        self.params = {
-            "weight": parameter((size, size), kind, lambda: xavier(random, (size, size), kind)),
-            "bias": parameter((size,), kind, lambda: np.zeros(size, kind)),
-            "query": parameter((size,), kind, lambda: normal(random, (1, size), kind)[0]),
-        }
+        self.params = Parameters(
+            {
+                "weight": parameter((size, size), kind, lambda: xavier(random, (size, size), kind)),
+                "bias": parameter((size,), kind, lambda: np.zeros(size, kind)),
+                "query": parameter((size,), kind, lambda: normal(random, (1, size), kind)[0]),
+            }
+        )
 
     def _arguments(self, y: Array, lengths: Array | None) -> tuple[tuple[Array, ...], dict[str, Any]]:
         """The arguments of `gpurnn.attention`: with a query of 1 for all, W_a query is the bias b."""
