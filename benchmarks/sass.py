@@ -80,7 +80,7 @@ class Loop:
         return "STG" not in kinds or "LDG" not in kinds[kinds.index("STG") :]
 
 
-def innermost_loops(instructions: Sequence[dict[str, Any]]) -> list[Loop]:
+def innermost_loops(code: Sequence[dict[str, Any]]) -> list[Loop]:
     """The innermost loops of a kernel, from its instructions in the JSON of ``nvdisasm``.
 
     A loop is a range of addresses that ends with a branch to its first one. It is innermost if no other one is within
@@ -88,7 +88,7 @@ def innermost_loops(instructions: Sequence[dict[str, Any]]) -> list[Loop]:
     the compiler has moved out of line: `product_loop` ignores such a range, because few of its instructions multiply.
     """
     ranges = []
-    for index, instruction in enumerate(instructions):
+    for index, instruction in enumerate(code):
         target = re.search(r"0x([0-9a-f]+)$", instruction.get("operands", ""))
         if instruction["opcode"] == "BRA" and target:
             first = int(target[1], 16) // _INSTRUCTION_BYTES
@@ -100,7 +100,7 @@ def innermost_loops(instructions: Sequence[dict[str, Any]]) -> list[Loop]:
         if not any(first <= f and t <= last and (f, t) != (first, last) for f, t in ranges)
     ]
     return [
-        Loop(first * _INSTRUCTION_BYTES, tuple(i["opcode"] for i in instructions[first : last + 1]))
+        Loop(first * _INSTRUCTION_BYTES, tuple(i["opcode"] for i in code[first : last + 1]))
         for first, last in sorted(set(innermost))
     ]
 
@@ -121,7 +121,12 @@ def _disassembler() -> Path | None:
 
 
 def disassemble(module: Module, architecture: int) -> dict[str, list[Loop]]:
-    """The innermost loops of each kernel of a translation unit.
+    """The innermost loops of each kernel of a translation unit; raises what `instructions` raises."""
+    return {name: innermost_loops(code) for name, code in instructions(module, architecture).items()}
+
+
+def instructions(module: Module, architecture: int) -> dict[str, list[dict[str, Any]]]:
+    """The instructions of each kernel of a translation unit, as in the JSON of ``nvdisasm``.
 
     Raises
     ------
@@ -141,7 +146,7 @@ def disassemble(module: Module, architecture: int) -> dict[str, list[Loop]]:
         ).stdout
     _, functions = json.loads(output)
     by_symbol = {function["function-name"]: function["sass-instructions"] for function in functions}
-    return {name: innermost_loops(by_symbol[symbol]) for name, symbol in symbols.items()}
+    return {name: by_symbol[symbol] for name, symbol in symbols.items()}
 
 
 def product_loop(loops: Sequence[Loop]) -> Loop | None:

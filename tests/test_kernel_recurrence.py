@@ -322,8 +322,8 @@ PERSISTENT = {  # B, H, multiprocessors, KiB of shared memory: the kernels of bo
     (1, 33, 2, 227): ("1, 8, 3, 1", "1, 8, 3, 1"),
     (1, 20, 10, 227): ("1, 2, 3, 1", "1, 2, 3, 1"),  # one tile of 8 weight rows, or four of 2
     (8, 40, 3, 227): ("4, 4, 3, 1", "4, 4, 3, 1"),
-    (2, 96, 2, 40): ("4, 12, 2, 1", "4, 12, 2, 1"),
-    (2, 96, 2, 5): ("4, 8, 3, 1", "4, 8, 3, 1"),  # a part's weights in registers span two pieces of the operand
+    (2, 96, 1, 64): ("4, 12, 2, 1", "4, 12, 2, 1"),
+    (2, 88, 2, 5): ("4, 8, 3, 1", "4, 8, 3, 1"),  # a part's weights in registers span two pieces
     (2, 80, 1, 32): ("4, 8, 3, 1", "4, 8, 3, 1"),  # pieces, and more tiles than are multiplied at once
     (13, 96, 2, 227): ("4, 8, 0, 4", "4, 8, 0, 4"),
     (70, 11, 2, 12): ("4, 8, 0, 4", "4, 8, 0, 4"),

@@ -124,19 +124,21 @@ def test_streams_load_before_they_store(pattern, kernels, instructions, architec
 @pytest.mark.parametrize(
     ("kernels", "share", "count"),
     [
-        ("Exchange::grid, 1, 8", 0.67, 4),
-        ("Exchange::grid, 1, 2", 0.46, 4),
-        ("Exchange::(block|grid), 4, (8|12)", 0.84, 20),
-        ("Exchange::grid, 4, 4", 0.8, 4),
-        ("Exchange::launch, 4", 0.78, 4),
+        ("Exchange::(block|grid), 1, 8", 0.75, 8),
+        ("Exchange::grid, 1, 2", 0.7, 4),
+        ("Exchange::(block|grid), 4, (8|12)", 0.87, 20),
+        ("Exchange::grid, 4, 4", 0.86, 4),
+        ("Exchange::launch, 4", 0.84, 4),
+        ("Exchange::launch, 1", 0.68, 4),
         ("8, 2, 12", 0.78, 2),
         ("8, [34], [68]", 0.84, 4),
     ],
 )
 def test_the_product_loops_multiply(kernels, share, count, architecture):
-    """In float32, most instructions multiply unless a tile has few rows, and all loads have 128 bits.
+    """In float32, three quarters of the instructions multiply, and all loads have 128 bits.
 
-    The planner knows the share of multiplications.
+    Two kernels for one row of the batch have a smaller share. With two rows of weights, 8 multiply-adds need 3 loads.
+    In global memory, each row of weights has an address. The planner knows the share of multiply-adds.
     """
     pattern = rf"(Lstm<float>|Gru<float, true, false>), \w+, {kernels}"
     names = 0
@@ -154,15 +156,30 @@ def test_the_product_loops_multiply(kernels, share, count, architecture):
 
 @needs_nvdisasm
 @pytest.mark.slow
-@pytest.mark.parametrize(("columns", "rows"), [(1, 2), (4, 8)])
-def test_the_product_loops_of_kernels_that_compute_rows_read_shared_memory_alone(columns, rows):
+def test_no_step_divides_integers():
+    """A division by a number that the compiler does not know takes a hundred clocks, for which a step would wait."""
+    names = 0
+    for module in sass.modules(r"Lstm<float>, \w+, Exchange::(block|grid), 4, 8, 3"):
+        for name, code in sass.instructions(module, 90).items():
+            opcodes = [instruction["opcode"].partition(".")[0] for instruction in code]
+            assert "I2F" in opcodes, name  # before the first step
+            assert "I2F" not in opcodes[opcodes.index("FFMA") :], name
+            names += 1
+    assert names == 4
+
+
+@needs_nvdisasm
+@pytest.mark.slow
+@pytest.mark.parametrize(("columns", "rows", "share"), [(1, 2, 0.7), (4, 8, 0.87)])
+def test_the_product_loops_of_kernels_that_compute_rows_read_shared_memory_alone(columns, rows, share):
     """If the compiler cannot tell that a pointer leads to shared memory, it emits a slower generic load."""
     passes = []
     for module in sass.modules(rf"rows<Lstm<float, Projection>, float, {columns}, {rows}>"):
         for name, loops in sass.disassemble(module, 90).items():
             loop = sass.product_loop(loops)
-            assert loop.loads("LDS") == {128: rows + columns}, name
+            assert set(loop.loads("LDS")) == {128}, name
             assert not loop.loads("LD"), name
+            assert loop.share >= share, name
             passes.append(name.split("<")[0])
     assert sorted(passes) == ["backward_rows", "forward_rows"]
 

@@ -16,7 +16,7 @@ struct Clock {
     const Marks* marks;  // (T, B), or null
 
     __device__ int time(int d, int s) const { return d == 0 ? s : T - 1 - s; }
-    __device__ int slot(int d, int s) const { return slots == T ? time(d, s) : s % slots; }
+    __device__ int slot(int d, int s) const { return slots == T ? time(d, s) : s & 1; }
     __device__ int length(int b) const { return lengths ? lengths[b] : T; }
     __device__ bool is_marked(int t, int b, Marks mark) const { return marks && (marks[(long long)t * B + b] & mark) != 0; }
     // Whether a row of `length` steps has no step t.

@@ -55,7 +55,7 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) forward(
     const Storage* w, const Storage* xw, const Storage* b_ih, const Storage* b_hh, const int* lengths, const Marks* marks,
     const Storage* mask, typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* operands, Storage* saved,
     unsigned* arrived, int T, int B, int H, int slots, int first, int last, int units, int rows, int chunk, int parts,
-    int at_once, Cell cell) {
+    int reciprocal, int at_once, Cell cell) {
     using Real = typename Cell::Real;
     using Shape = Tile<Storage, tile_rows, columns>;
     constexpr int G = Cell::gates, phases = Cell::phases, last_gate = Cell::first_gate(phases - 1);
@@ -65,7 +65,7 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) forward(
     DYNAMIC_SHARED(Storage, memory);
     const int D = gridDim.z, widths = Part::widths(H);
     const Part share(
-        memory, B, H, units, rows, chunk, parts, at_once, 2 * G * units,
+        memory, B, H, units, rows, chunk, {parts, reciprocal}, at_once, 2 * G * units,
         Part::most_joint(units, H) * widest_phase<Cell>(), phases * widths);
     const int d = share.d, own = share.own, joint = share.joint;
     const Clock clock{T, B, slots, lengths, marks};
@@ -89,8 +89,9 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) forward(
     const auto global = share.in_columns(
         {w + (long long)share.joint_j0 * H, H, joint, H, begins_packet(w) && H % Part::size == 0}, H);
     const int columns_of_block = share.columns(H).count;
-    const Portion<Shape> portion(G * joint, threads, parts);
-    const typename Part::Registers registers(global, G * joint, columns_of_block, portion);
+    const Portion<Shape> portion(G * joint, threads, share.parts);
+    const typename Part::Registers registers(
+        global, G * joint, columns_of_block, portion, share.piece(Shape::widths(columns_of_block)));
     // The weights of a phase: those of a block are together in shared memory, and apart in w_hh.
     const auto rows_from = [&](int phase) {
         auto rows = global;
@@ -160,7 +161,7 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) forward(
         const long long slot = ((long long)phase * D + d) * slots + clock.slot(d, s);
         share.multiply(
             operands + (slot * B + share.first_row()) * H, H, H, weights_of(phase), registers, N,
-            phases == 1 ? portion : Portion<Shape>(N, threads, parts), in_shared(phase));
+            phases == 1 ? portion : Portion<Shape>(N, threads, share.parts), in_shared(phase));
         Part::meet();
         typename Layer::Values values[owned];
 #pragma unroll
@@ -229,7 +230,7 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) backward(
     const Storage* w, const Storage* saved, const Storage* operands, const int* lengths, const Marks* marks,
     const Storage* mask, const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc, typename Cell::Real* direct,
     typename Cell::Real* through, Storage* dx, Storage* dp, unsigned* arrived, int T, int B, int H, int first, int last,
-    int units, int rows, int chunk, int parts, int at_once, Cell cell) {
+    int units, int rows, int chunk, int parts, int reciprocal, int at_once, Cell cell) {
     using Real = typename Cell::Real;
     using Shape = Tile<Storage, tile_rows, columns>;
     constexpr int G = Cell::gates, phases = Cell::phases;
@@ -245,7 +246,8 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) backward(
         return widths;
     };
     const int D = gridDim.z;
-    const Part share(memory, B, H, units, rows, chunk, parts, at_once, 0, Part::most_joint(units, H), widths_before(phases));
+    const Part share(
+        memory, B, H, units, rows, chunk, {parts, reciprocal}, at_once, 0, Part::most_joint(units, H), widths_before(phases));
     const int d = share.d, own = share.own, joint = share.joint;
     const Clock clock{T, B, T, lengths, marks};
     // Of each unit of this thread, as in forward.
@@ -266,8 +268,10 @@ __global__ void IN_CLUSTERS __launch_bounds__(threads, 1) backward(
     w += ((long long)d * H + share.joint_j0) * G * H;
 
     const WeightRows<Storage> global{w, G * H, 1, 1, begins_packet(w) && H % Part::size == 0};
-    const Portion<Shape> portion(joint, threads, parts);
-    const typename Part::Registers registers(share.in_columns(global, G * H), joint, share.columns(G * H).count, portion);
+    const Portion<Shape> portion(joint, threads, share.parts);
+    const int columns_of_block = share.columns(G * H).count;
+    const typename Part::Registers registers(
+        share.in_columns(global, G * H), joint, columns_of_block, portion, share.piece(Shape::widths(columns_of_block)));
     // The columns of the weights of a phase.
     const auto columns_from = [&](int phase) {
         auto rows = global;

@@ -173,6 +173,13 @@ class Variant:
         """Tiles that a block computes at the same time."""
         return THREADS // self.tile_lanes
 
+    def unrolled(self, dtype: Dtype) -> int:
+        """The widths of a round of the product's loop, below compute capability 10.0: see ``recurrence/share.cuh``."""
+        wide = self.exchange == "launch" and dtype.accumulator == "float64"
+        if wide or self.exchange == "scatter" or (self.exchange == "cluster" and self.held):
+            return 1
+        return (32 if self.columns == 1 else 16) // self.tile_rows
+
     def width(self, dtype: Dtype) -> int:
         """The columns that the lanes of a tile multiply at once."""
         return self.tile_lanes * (16 // dtype.itemsize)
@@ -216,10 +223,10 @@ class Launch:
 
     @property
     def sizes(self) -> tuple[np.int32, ...]:
-        """The kernel's arguments for the sizes of a block."""
+        """The kernel's arguments for the sizes of a block: see ``recurrence/share.cuh``."""
         sizes = [self.units, self.rows]
         if self.variant.exchange != "scatter":
-            sizes += [self.chunk, self.parts, self.at_once]
+            sizes += [self.chunk, self.parts, -(-(2**30) // self.parts), self.at_once]
         return tuple(map(np.int32, sizes))
 
 

@@ -65,8 +65,11 @@ _WAITING = 2.2
 _SUM_CLOCKS = 8
 """Roughly the clocks in which a thread adds a partial sum of a gate to the others."""
 
-_LOOP_INSTRUCTIONS = {"launch": 6, "block": 8, "grid": 6, "cluster": 6, "scatter": 6}
-"""Instructions of a round of the product's loop except multiply-adds and loads, by exchange, from the machine code."""
+_LOOP_INSTRUCTIONS = {"launch": 5, "block": 5, "grid": 5, "cluster": 5, "scatter": 6}
+"""Instructions of a round of the product's loop that count and step, by exchange, from the machine code."""
+
+_ADDRESS_INSTRUCTIONS = 2
+"""Instructions of a round for the address of a row of weights in global memory, from the machine code."""
 
 _WAVEFRONTS = 4
 """Wavefronts of a 128-bit load by a warp: 32 banks deliver 128 bytes per clock, from the L1 cache too."""
@@ -152,14 +155,17 @@ def _sizes(problem: Problem, units: int) -> list[tuple[int, int]]:
 
 
 def multiply_adds(variant: Variant, dtype: Dtype) -> int:
-    """Multiply-adds of a warp in a round of the product's loop."""
+    """Multiply-adds of a warp for a width of the product."""
     return variant.tile_rows * variant.columns * (16 // dtype.itemsize)
 
 
-def instructions(variant: Variant, dtype: Dtype) -> int:
-    """All instructions of a warp in a round of the product's loop; for weights in global memory, the addresses too."""
-    loads = variant.columns + variant.tile_rows * (3 if variant.exchange == "launch" else 1)
-    return multiply_adds(variant, dtype) + loads + _LOOP_INSTRUCTIONS[variant.exchange]
+def instructions(variant: Variant, dtype: Dtype) -> float:
+    """All instructions of a warp for a width of the product, with its share of what a round of the loop has once."""
+    of_round = _LOOP_INSTRUCTIONS[variant.exchange]
+    if variant.exchange == "launch":
+        of_round += _ADDRESS_INSTRUCTIONS * variant.tile_rows
+    loads = variant.columns + variant.tile_rows
+    return multiply_adds(variant, dtype) + loads + of_round / variant.unrolled(dtype)
 
 
 def one_launch(problem: Problem, device: Device, launch: Launch, launches: int) -> Prediction:
@@ -168,7 +174,7 @@ def one_launch(problem: Problem, device: Device, launch: Launch, launches: int) 
 
 
 def _issue_clocks(variant: Variant, problem: Problem, device: Device) -> float:
-    """The clocks to issue a round of the product's loop, for a scheduler with one warp.
+    """The clocks to issue the instructions for a width of the product, for a scheduler with one warp.
 
     An instruction of a warp takes its scheduler one clock, or as long as the units behind it need for 32 lanes.
     """
@@ -419,7 +425,14 @@ def _product_numbers(problem: Problem, launch: Launch, N: int, K: int, rows: int
         return numbers
     # A tile that reaches over the edge reads rows of weights again. Groups of lanes that differ only in their batch
     # rows read the same.
-    of_part = [sum(min(width, K - w * width) for w in range(part, widths, parts)) for part in range(parts)]
+    at_once = min(widths, launch.chunk // width)
+    of_part = [0] * parts
+    for begin in range(0, widths, at_once):
+        each, more = divmod(min(at_once, widths - begin), parts)
+        for part in range(parts):
+            first = begin + part * each + min(part, more)
+            end = first + each + (part < more)
+            of_part[part] += min(K, end * width) - min(K, first * width)
     for row in range(0, rows, launch.at_once * variant.columns):
         columns = min(launch.at_once, -(-(rows - row) // variant.columns))
         for first in rounds:

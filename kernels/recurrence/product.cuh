@@ -85,26 +85,56 @@ struct WeightRows {
     }
 };
 
+// How many parts the columns of a product have, and 2^30 divided by that, rounded up. A division takes a hundred clocks.
+struct Parts {
+    int count, reciprocal;
+
+    __device__ int divide(int n) const { return __umulhi(4u * n, reciprocal); }  // n < 2^30 / count
+};
+
+// Widths of a product from `first` to before `end`.
+struct Span {
+    int first, end;
+
+    // One part of these widths. The first parts have one width more where they cannot all have equally many.
+    __device__ Span part(int index, Parts parts) const {
+        const int n = end - first, each = parts.divide(n), more = n - each * parts.count;
+        const int begin = first + index * each + min(index, more);
+        return {begin, begin + each + (index < more)};
+    }
+};
+
 // Which part of a product a thread computes with its lanes: at a time `tiles` tiles of weight rows, `parts` parts of the
-// columns, part p with widths p, p + parts, ..., and some tiles of the batch. If a warp then has parts of one tile alone, its
-// lanes add them up, and each counts as one of `sums` parts. The order of additions depends on `parts` and the tile's lanes
-// alone.
+// columns, and some tiles of the batch. If a warp then has parts of one tile alone, its lanes add them up, and each counts as
+// one of `sums` parts. The order of additions depends on `parts`, on the tile's lanes and on the operand's pieces: what of it
+// is in shared memory at once.
 template <class Tile>
 struct Portion {
-    int tiles, parts;
+    int tiles;
+    Parts parts;
     int packed;  // a part, a tile and a tile of the batch, of 8 bits each, in one register
     static constexpr int of_warp = 32 / Tile::lanes;
 
-    __device__ Portion(int N, int threads, int parts)
-        : tiles(min(Tile::tiles(N), threads / Tile::lanes / parts)), parts(parts) {
-        const int index = threadIdx.x / Tile::lanes;
-        packed = index % parts | index / parts % tiles << 8 | index / parts / tiles << 16;
+    __device__ Portion(int N, int threads, Parts parts)
+        : tiles(min(Tile::tiles(N), threads / Tile::lanes / parts.count)), parts(parts) {
+        const int index = threadIdx.x / Tile::lanes, others = index / parts.count;
+        packed = index % parts.count | others % tiles << 8 | others / tiles << 16;
     }
     __device__ static bool adds_up(int parts) { return parts % of_warp == 0; }
     __device__ static int sums(int parts) { return adds_up(parts) ? parts / of_warp : parts; }
     __device__ static int part(int packed) { return packed & 255; }
     __device__ static int tile(int packed) { return packed >> 8 & 255; }
     __device__ static int column(int packed) { return packed >> 16; }
+
+    // The n-th width of the part, if `widths` widths are multiplied in pieces of `piece`. There may be none: then `widths`.
+    __device__ int width(int n, int widths, int piece) const {
+        for (int begin = 0; begin < widths; begin += piece) {
+            const Span own = Span{begin, min(begin + piece, widths)}.part(part(packed), parts);
+            if (n < own.end - own.first) return own.first + n;
+            n -= own.end - own.first;
+        }
+        return widths;
+    }
 };
 
 // The part of the weights that a thread keeps in registers: its packets of the first `widths` widths of its part, of the
@@ -113,25 +143,25 @@ template <class Tile, typename Storage, int widths>
 struct Held {
     Packet<Storage> packets[widths][Tile::rows];
 
-    // N rows of K columns.
-    __device__ Held(const WeightRows<Storage>& weights, int N, int K, const Portion<Tile>& portion) {
+    // N rows of K columns, and the operand in pieces of `piece` widths.
+    __device__ Held(const WeightRows<Storage>& weights, int N, int K, const Portion<Tile>& portion, int piece) {
         const int lane = Tile::lane();
+        int k[widths];
+#pragma unroll
+        for (int w = 0; w < widths; ++w) k[w] = portion.width(w, Tile::widths(K), piece) * Tile::width + lane * Tile::size;
 #pragma unroll
         for (int i = 0; i < Tile::rows; ++i) {
             const int n = portion.tile(portion.packed) * Tile::rows + Tile::row(i, lane);
             const Storage* const row = weights.row(min(n, N - 1));
 #pragma unroll
-            for (int w = 0; w < widths; ++w) {
-                const int k = (portion.part(portion.packed) + w * portion.parts) * Tile::width + lane * Tile::size;
-                packets[w][i] = weights.template packet<false>(row + k, K - k);
-            }
+            for (int w = 0; w < widths; ++w) packets[w][i] = weights.template packet<false>(row + k[w], K - k[w]);
         }
     }
 };
 
 template <class Tile, typename Storage>
 struct Held<Tile, Storage, 0> {
-    __device__ Held(const WeightRows<Storage>&, int, int, const Portion<Tile>&) {}
+    __device__ Held(const WeightRows<Storage>&, int, int, const Portion<Tile>&, int) {}
 };
 
 // The sums of a row and a unit over all parts, of `count` gates that are `stride` apart.

@@ -138,7 +138,7 @@ struct Multiplier {
     Part share;
 
     // `most` rows of weights of a product, at most.
-    __device__ Multiplier(Storage* memory, int B, int rows, int chunk, int parts, int at_once, int most)
+    __device__ Multiplier(Storage* memory, int B, int rows, int chunk, Parts parts, int at_once, int most)
         : share(memory, B, 1, 1, rows, chunk, parts, at_once, Row<Real>::room, most, 0) {}
 
     // From (D, N, K), those of the block.
@@ -156,7 +156,7 @@ struct Multiplier {
         const Storage* operand, long long stride, int K, const Rows& weights, const PartOfProduct& part) const {
         if (part.own == 0) return;
         const Portion<Shape> portion(part.rows(), threads, share.parts);
-        const typename Part::Registers none({}, 0, 0, portion);
+        const typename Part::Registers none({}, 0, 0, portion, 0);
         share.multiply(operand, stride, K, weights, none, part.rows(), portion, nullptr);
         __syncthreads();
     }
@@ -177,10 +177,11 @@ struct Multiplier {
 template <typename Storage, typename Real, int columns>
 __global__ void __launch_bounds__(threads, 1) multiply(
     const Storage* w, const Storage* operand, Storage* products, int T, int B, int slots, int N, int K, int stride, int column,
-    int s, int rows, int chunk, int parts, int at_once) {
+    int s, int rows, int chunk, int parts, int reciprocal, int at_once) {
     DYNAMIC_SHARED(Storage, memory);
     const PartOfProduct part(N);
-    const Multiplier<Storage, Real, Exchange::launch, columns, 8> multiply_part(memory, B, rows, chunk, parts, at_once, part.most_rows());
+    const Multiplier<Storage, Real, Exchange::launch, columns, 8> multiply_part(
+        memory, B, rows, chunk, {parts, reciprocal}, at_once, part.most_rows());
     const auto& share = multiply_part.share;
     const Clock clock{T, B, slots, nullptr, nullptr};
     const long long first = ((long long)share.d * slots + clock.slot(share.d, s)) * B + share.first_row();
@@ -209,7 +210,7 @@ struct Pass {
     // later.N is zero if there is one phase.
     __device__ Pass(
         Storage* memory, const Storage* w, const Factor& of, const Storage* w_later, const Factor& later, unsigned* arrived, int B,
-        int rows, int chunk, int parts, int at_once)
+        int rows, int chunk, Parts parts, int at_once)
         : of_first(of.N, of.gates), of_later(later.N, later.gates), K_first(of.K), K_later(later.K),
           multiply(memory, B, rows, chunk, parts, at_once, max(of_first.most_rows(), of_later.most_rows())),
           barrier(arrived ? multiply.share.counter(arrived) : nullptr, gridDim.x), met(true) {
@@ -219,7 +220,7 @@ struct Pass {
     __device__ PartOfProduct part(int phase) const { return phase == 0 ? of_first : of_later; }
     __device__ Weights weights(int phase) const {
         const int before = phase == 0 ? 0 : Multiply::size(of_first, K_first);
-        return {multiply.share.weights + before, Multiply::Shape::widths(phase == 0 ? K_first : K_later), 0, 0};
+        return {multiply.share.weights + before, Multiply::Shape::widths(phase == 0 ? K_first : K_later), 1, 0, 0, multiply.share.parts};
     }
 
     // Of all blocks that share rows.
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(threads, 1) forward_rows(
     const Storage* norm, const Storage* norm_c, const int* lengths, const Marks* marks, const Storage* mask,
     typename Cell::Real* h, typename Cell::Real* c, Storage* y, Storage* entering, Storage* inner, Storage* saved, Storage* normal,
     typename Cell::Real* inverses, unsigned* arrived, int T, int B, int H, int P, int slots, int first, int last, int rows,
-    int chunk, int parts, int at_once, Cell cell) {
+    int chunk, int parts, int reciprocal, int at_once, Cell cell) {
     using Real = typename Cell::Real;
     constexpr bool by_units = RowCell<Cell>::by_units;
     constexpr int phases = RowCell<Cell>::phases, of_first = Cell::first_gate(1), of_later = Cell::gates - of_first;
@@ -297,7 +298,7 @@ __global__ void __launch_bounds__(threads, 1) forward_rows(
     const Factor factor = by_units ? Factor{H, of_first, P} : Factor{of_first * H, 1, P};
     const Factor later{Cell::projected ? P : of_later * H, 1, H};
     Pass<Storage, Real, columns, tile_rows, by_units> pass(
-        memory, w, factor, w_later, later, arrived, B, rows, chunk, parts, at_once);
+        memory, w, factor, w_later, later, arrived, B, rows, chunk, {parts, reciprocal}, at_once);
     const Clock clock{T, B, slots, lengths, marks};
     const int d = blockIdx.z, first_row = pass.multiply.share.first_row();
     const RowForward<Cell, Storage> forward{
@@ -328,14 +329,14 @@ __global__ void __launch_bounds__(threads, 1) backward_rows(
     const Marks* marks, const Storage* mask, const Storage* dy, typename Cell::Real* dh, typename Cell::Real* dc,
     typename Cell::Real* direct, typename Cell::Real* through, Storage* dx, Storage* dp, Storage* d_hidden, Storage* dh_out,
     Storage* d_state, unsigned* arrived, int T, int B, int H, int P, int first, int last, int rows, int chunk, int parts,
-    int at_once, Cell cell) {
+    int reciprocal, int at_once, Cell cell) {
     using Real = typename Cell::Real;
     constexpr bool by_units = RowCell<Cell>::by_units;
     constexpr int phases = RowCell<Cell>::phases, of_first = Cell::first_gate(1), G = Cell::gates;
     DYNAMIC_SHARED(Storage, memory);
     const Factor factor{P, 1, of_first * H}, later{phases > 1 ? H : 0, 1, Cell::projected ? P : (G - of_first) * H};
     Pass<Storage, Real, columns, tile_rows, by_units> pass(
-        memory, w, factor, w_later, later, arrived, B, rows, chunk, parts, at_once);
+        memory, w, factor, w_later, later, arrived, B, rows, chunk, {parts, reciprocal}, at_once);
     const Clock clock{T, B, T, lengths, marks};
     const int d = blockIdx.z, first_row = pass.multiply.share.first_row();
     const RowBackward<Cell, Storage> backward{

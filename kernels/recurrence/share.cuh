@@ -12,30 +12,54 @@ __device__ constexpr bool among_blocks(Exchange exchange) { return exchange == E
 // Of a block. With more, a thread would have too few registers for weights and for its share of a product.
 constexpr int threads = 256;
 
-// Weights in shared memory: those of a tile one width after another, as its lanes have them, without what is in registers.
+// Whether the product's loop may be unrolled beside weights in registers, or beside the addresses of weights in global memory:
+// since compute capability 10.0, the compiler needs more registers for that than there are.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool unrolls_beside_weights = false;
+#else
+constexpr bool unrolls_beside_weights = true;
+#endif
+
+// Weights in shared memory: those of a tile one width after another, as its lanes have them. Of the first `shortened` tiles,
+// those are left out that are in registers: `held` widths of each of `parts` parts of pieces of `piece` widths.
 template <class Tile, typename Storage>
 struct Resident {
     Storage* first;
-    int widths;
-    int shortened, held;  // the first tiles are stored without their first widths
+    int widths, piece, shortened, held;
+    Parts parts;
 
-    // Where width 0 of a tile is, or would be.
-    __device__ Storage* tile(int t) const {
-        return first + (t * widths - min(t + 1, shortened) * held) * Tile::weights;
+    // Where width 0 of tile t is, or would be, for a part of a piece that has `before` widths of earlier pieces.
+    __device__ Storage* tile(int t, int part, int before) const {
+        const int of_tiles = min(t, shortened) * min(held * parts.count, widths);
+        const int left_out = t < shortened ? min(held, before) * parts.count + max(held - before, 0) * (part + 1) : 0;
+        return first + (t * widths - of_tiles - left_out) * Tile::weights;
     }
 
     // Copies N rows of K columns. All threads call it.
     __device__ void load(const WeightRows<Storage>& from, int N, int K) const {
-        const int lane = Tile::lane();
+        const int end = Tile::widths(K);
         for (int t = 0; t < Tile::tiles(N); ++t) {
-            for (int x = threadIdx.x / Tile::lanes + (t < shortened ? held : 0) * Tile::rows; x < widths * Tile::rows;
-                 x += threads / Tile::lanes) {
-                const int n = t * Tile::rows + Tile::row(x % Tile::rows, lane);
-                const int k = x / Tile::rows * Tile::width + lane * Tile::size;
-                store_packet(
-                    tile(t) + x * Tile::width + lane * Tile::size,
-                    from.template packet<false>(from.row(min(n, N - 1)) + k, n < N ? K - k : 0));
+            if (t >= shortened) {
+                load(from, N, K, t, {0, end}, tile(t, 0, 0));
+                continue;
             }
+            for (int begin = 0, before = 0; begin < end; begin += piece, before += parts.divide(piece)) {
+                for (int p = 0; p < parts.count; ++p) {
+                    const Span part = Span{begin, min(begin + piece, end)}.part(p, parts);
+                    load(from, N, K, t, {part.first + max(held - before, 0), part.end}, tile(t, p, before));
+                }
+            }
+        }
+    }
+    // Copies those of some widths of tile t, which begins at `to`.
+    __device__ void load(const WeightRows<Storage>& from, int N, int K, int t, const Span& span, Storage* to) const {
+        const int lane = Tile::lane();
+        for (int x = span.first * Tile::rows + threadIdx.x / Tile::lanes; x < span.end * Tile::rows; x += threads / Tile::lanes) {
+            const int n = t * Tile::rows + Tile::row(x % Tile::rows, lane);
+            const int k = x / Tile::rows * Tile::width + lane * Tile::size;
+            store_packet(
+                to + x * Tile::width + lane * Tile::size,
+                from.template packet<false>(from.row(min(n, N - 1)) + k, n < N ? K - k : 0));
         }
     }
 };
@@ -48,12 +72,17 @@ struct Share {
     static_assert(resident || held == 0, "the registers of a launch do not last");
     static constexpr int size = Packet<Storage>::size;
     static constexpr int left = Tile::columns == 1 ? 1 : Tile::rows / 2;  // sums that a lane has in the end
+    // Widths of a round of the product's loop: one where there are no registers for more.
+    static constexpr bool has_registers = held > 0 ? unrolls_beside_weights && exchange != Exchange::cluster
+                                                   : exchange != Exchange::launch || unrolls_beside_weights && sizeof(Real) == 4;
+    static constexpr int unrolled = !has_registers ? 1 : (Tile::columns == 1 ? 32 : 16) / Tile::rows;
     static constexpr int blocks = exchange == Exchange::cluster ? cluster_blocks : 1;  // that share out a product's columns
     static_assert((exchange == Exchange::cluster) == (cluster_blocks > 1), "a kernel's clusters are those of its exchange");
     using Registers = Held<Tile, Storage, held>;
     using Weights = Resident<Tile, Storage>;
 
-    int B, d, j0, own, rows, chunk, parts, at_once;
+    int B, d, j0, own, rows, chunk, at_once;
+    Parts parts;
     int units, joint_j0, joint;  // of a block at most; the first hidden unit of all of those, and how many they have
     Real *biases, *sums;
     Storage *operand, *weights;
@@ -61,13 +90,13 @@ struct Share {
     // There are `most_biases` biases, `most_sums` weight rows have sums, and under Exchange::block `widths` widths of each
     // row of the batch are in shared memory; else `chunk` numbers of `at_once` tiles of rows of the batch.
     __device__ Share(
-        Storage* memory, int B, int H, int units, int rows, int chunk, int parts, int at_once, int most_biases,
+        Storage* memory, int B, int H, int units, int rows, int chunk, Parts parts, int at_once, int most_biases,
         int most_sums, int widths)
         : B(B), d(blockIdx.z), j0(blockIdx.x * units), own(min(units, H - int(blockIdx.x) * units)), rows(rows),
-          chunk(chunk / Tile::width), parts(parts), at_once(at_once), units(units),
+          chunk(chunk / Tile::width), at_once(at_once), parts(parts), units(units),
           joint_j0(j0 - rank() * units), joint(blocks == 1 ? own : min(blocks * units, H - joint_j0)),
           biases(reinterpret_cast<Real*>(memory)), sums(biases + (most_biases + 3) / 4 * 4) {
-        const int of_parts = Portion<Tile>::sums(parts) * padded_rows() * Tile::tiles(most_sums) * Tile::rows;
+        const int of_parts = Portion<Tile>::sums(parts.count) * padded_rows() * Tile::tiles(most_sums) * Tile::rows;
         operand = reinterpret_cast<Storage*>(sums + (of_parts + 3) / 4 * 4);  // packets begin there
         const int in_operand = exchange == Exchange::block ? padded_rows() * widths : at_once * Tile::columns * this->chunk;
         weights = operand + in_operand * Tile::width;
@@ -110,10 +139,12 @@ struct Share {
         return weights;
     }
 
+    // Of the widths of a row of the operand, those in shared memory at once.
+    __device__ int piece(int widths) const { return exchange == Exchange::block ? widths : min(chunk, widths); }
     // Of weights whose first tile is at `first` in shared memory.
     __device__ Weights resident_weights(Storage* first, int K, const Portion<Tile>& portion) const {
         const int widths = Share::widths(K);
-        return {first, widths, held ? portion.tiles : 0, min(held * parts, widths)};
+        return {first, widths, piece(widths), held ? portion.tiles : 0, held, parts};
     }
 
     // Under Exchange::block: where number k of row r of an operand of K numbers is.
@@ -174,8 +205,8 @@ struct Share {
         source += columns(K).begin;
         K = columns(K).count;
         const int R = rows_of_batch(), tiles = Tile::tiles(N), widths = Tile::widths(K), lane = Tile::lane();
-        const int staged = exchange == Exchange::block ? widths : min(chunk, widths);
-        const bool idle = threadIdx.x / 32 * (32 / Tile::lanes) >= portion.tiles * parts * at_once;  // the whole warp
+        const int staged = piece(widths);
+        const bool idle = threadIdx.x / 32 * (32 / Tile::lanes) >= portion.tiles * parts.count * at_once;  // the whole warp
         bool first = true;
         int packed = portion.packed;
         compute_late(packed);
@@ -185,7 +216,7 @@ struct Share {
                 const int tile = t0 + of_tiles, r = r0 + column * Tile::columns;
                 const bool exists = column < at_once && tile < tiles && r < R;
                 Real values[Tile::sums] = {};
-                for (int begin = 0; begin < widths; begin += staged) {
+                for (int begin = 0, before = 0; begin < widths; begin += staged, before += parts.divide(staged)) {
                     if (exchange != Exchange::block && (t0 == 0 || staged < widths)) {
                         if (!first) __syncthreads();
                         first = false;
@@ -199,13 +230,13 @@ struct Share {
                             exchange == Exchange::block ? in_shared + r / Tile::columns * widths * Tile::operands
                                                         : operand + column * staged * Tile::operands;
                         multiply_widths(
-                            values, in + lane * size, begin, min(begin + staged, widths), K, rows_of, registers, N, tile,
-                            t0 == 0, part);
+                            values, in + lane * size, begin, min(begin + staged, widths), before, K, rows_of, registers, N,
+                            tile, t0 == 0, part);
                     }
                 }
                 if (!idle) {
                     sum_over_lanes<Tile::sums, Tile::lanes / 2>(values);
-                    if (Portion<Tile>::adds_up(parts)) {
+                    if (Portion<Tile>::adds_up(parts.count)) {
 #pragma unroll
                         for (int half = Tile::lanes; half < 32; half *= 2) {
 #pragma unroll
@@ -218,34 +249,33 @@ struct Share {
         }
     }
 
-    // The widths of a part from `begin` to before `end`, the first of which is at `in`.
+    // A part of the piece from width `begin` to before `end`, the first of which is at `in`. The part has `before` widths of
+    // earlier pieces.
     template <class Rows>
     __device__ __forceinline__ void multiply_widths(
-        Real (&values)[Tile::sums], const Storage* in, int begin, int end, int K, const Rows& rows_of,
+        Real (&values)[Tile::sums], const Storage* in, int begin, int end, int before, int K, const Rows& rows_of,
         const Registers& registers, int N, int tile, bool in_registers, int part) const {
-        const int lane = Tile::lane(), step = parts * Tile::operands;
-        const int last = min(end, Tile::widths(K - lane * size));
-        const Storage* const first = in - begin * Tile::operands;  // of the operand's width 0
-        int w = begin + part;
+        const int lane = Tile::lane();
+        const Span of_part = Span{begin, end}.part(part, parts);
+        int w = of_part.first, count = min(of_part.end, Tile::widths(K - lane * size)) - w;
+        in += (w - begin) * Tile::operands;
         if constexpr (held > 0) {
             if (in_registers) {
 #pragma unroll
                 for (int x = 0; x < held; ++x) {
-                    const int of = part + x * parts;
-                    if (of >= begin && of < last) {
+                    if (x >= before && x - before < count) {
                         add_products<Tile>(
-                            values, first + of * Tile::operands, [&](int i) { return registers.packets[x][i]; });
+                            values, in + (x - before) * Tile::operands, [&](int i) { return registers.packets[x][i]; });
                     }
                 }
-                w = max(w, part + held * parts);
+                const int passed = max(held - before, 0);
+                w += passed, count -= passed, in += passed * Tile::operands;
             }
         }
-        const Storage* const in_end = first + last * Tile::operands;
-        in = first + w * Tile::operands;
         if constexpr (resident) {
-            const Storage* weight = rows_of.tile(tile) + w * Tile::weights + lane * size;
-#pragma unroll 1  // more would take too many registers
-            for (; in < in_end; in += step, weight += parts * Tile::weights) {
+            const Storage* weight = rows_of.tile(tile, part, before) + w * Tile::weights + lane * size;
+#pragma unroll (unrolled)
+            for (int x = 0; x < count; ++x, in += Tile::operands, weight += Tile::weights) {
                 add_products<Tile>(values, in, [&](int i) { return load_packet(weight + i * Tile::width); });
             }
         } else {
@@ -259,11 +289,11 @@ struct Share {
                 for (int i = 0; i < Tile::rows; ++i) {
                     row[i] = rows_of.begin(min(tile * Tile::rows + Tile::row(i, lane), N - 1)) + k;
                 }
-#pragma unroll 1
-                for (; in < in_end; in += step, k += parts * Tile::width) {
+#pragma unroll (decltype(whole)::value ? unrolled : 1)
+                for (int x = 0; x < count; ++x, in += Tile::operands, k += Tile::width) {
                     add_products<Tile>(values, in, [&](int i) {
                         const auto packet = rows_of.template packet<decltype(whole)::value>(weights_begin + row[i], K - k);
-                        row[i] += parts * Tile::width;
+                        row[i] += Tile::width;
                         return packet;
                     });
                 }
@@ -280,7 +310,7 @@ struct Share {
     __device__ __forceinline__ void store(const Real (&values)[Tile::sums], int part, int r, int tile, int length) const {
         int lane = Tile::lane();
         compute_late(lane);
-        if (Portion<Tile>::adds_up(parts)) {
+        if (Portion<Tile>::adds_up(parts.count)) {
             part /= Portion<Tile>::of_warp;
             if (threadIdx.x % 32 >= Tile::lanes) return;
         }
@@ -305,10 +335,10 @@ struct Share {
     __device__ void products(int row, int unit, int N, Real (&totals)[count]) const {
         const int length = Tile::tiles(N) * Tile::rows, apart = padded_rows() * length;
         if constexpr (blocks == 1) {
-            add_parts(sums + row * length + unit, joint, apart, Portion<Tile>::sums(parts), totals);
+            add_parts(sums + row * length + unit, joint, apart, Portion<Tile>::sums(parts.count), totals);
         } else {
             const Real* const first = sums + row * length + rank() * units + unit;
-            for (int part = 0; part < Portion<Tile>::sums(parts); ++part) {
+            for (int part = 0; part < Portion<Tile>::sums(parts.count); ++part) {
                 Real values[blocks][count];
 #pragma unroll
                 for (int block = 0; block < blocks; ++block) {
