@@ -327,7 +327,6 @@ def peak(T: int, checkpoint_every) -> int:
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_chunks")
 def test_memory_grows_like_the_root_of_the_steps():
-    peak(1, None)  # imports the modules of first use
     short, long = (peak(T, "sqrt") for T in (144, 2304))
     assert long < 4 * short
     assert peak(576, None) > 3.5 * peak(144, None)

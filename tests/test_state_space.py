@@ -706,7 +706,6 @@ def peak(kind: str, T: int, checkpoint_every) -> int:
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("kind", ["dense", "complex"])
 def test_memory_of_checkpoints_grows_like_the_root_of_the_steps(kind):
-    peak(kind, 1, None)  # imports the modules of first use
     long = peak(kind, 900, "sqrt")
     assert long < 4 * peak(kind, 100, "sqrt")
     assert long < peak(kind, 900, None) / 4

@@ -38,9 +38,8 @@ from gpurnn.cells import IndRNN
 HALF = dtypes.Dtype("float16", storage="Half", accumulator="float32", itemsize=2)
 
 WANT_TILES_OF_THEIR_OWN = {
-    "forward<Gru<float, false, false>, Half, Exchange::launch, 4, 8, 0, 1>",
-    "forward<Lstm<float>, Half, Exchange::cluster, 4, 8, 0, 4>",
-    "backward<Gru<float, false, false>, Half, Exchange::cluster, 4, 8, 0, 4>",
+    "forward<Gru<float, false, false>, Half, Exchange::grid, 4, 8, 0, 4>",
+    "forward<Lstm<float>, Half, Exchange::grid, 1, 2, 0, 1>",
 }
 """Kernels that spill with a type of 16 bits, as their packets hold twice the numbers. The table has no such dtype."""
 HEADER = Path(__file__).with_name("half.cuh").read_text()

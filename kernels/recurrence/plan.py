@@ -178,7 +178,7 @@ class Variant:
         wide = self.exchange == "launch" and dtype.accumulator == "float64"
         if wide or self.exchange == "scatter" or (self.exchange == "cluster" and self.held):
             return 1
-        return (32 if self.columns == 1 else 16) // self.tile_rows
+        return (128 if self.columns == 1 else 64) // (self.tile_rows * max(16 // dtype.itemsize, 4))
 
     def width(self, dtype: Dtype) -> int:
         """The columns that the lanes of a tile multiply at once."""

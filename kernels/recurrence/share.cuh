@@ -72,10 +72,10 @@ struct Share {
     static_assert(resident || held == 0, "the registers of a launch do not last");
     static constexpr int size = Packet<Storage>::size;
     static constexpr int left = Tile::columns == 1 ? 1 : Tile::rows / 2;  // sums that a lane has in the end
-    // Widths of a round of the product's loop: one where there are no registers for more.
+    // Widths of a round of the product's loop: one where there are no registers for more. Packets of 16-bit numbers hold more.
     static constexpr bool has_registers = held > 0 ? unrolls_beside_weights && exchange != Exchange::cluster
                                                    : exchange != Exchange::launch || unrolls_beside_weights && sizeof(Real) == 4;
-    static constexpr int unrolled = !has_registers ? 1 : (Tile::columns == 1 ? 32 : 16) / Tile::rows;
+    static constexpr int unrolled = !has_registers ? 1 : (Tile::columns == 1 ? 128 : 64) / (Tile::rows * (size > 4 ? size : 4));
     static constexpr int blocks = exchange == Exchange::cluster ? cluster_blocks : 1;  // that share out a product's columns
     static_assert((exchange == Exchange::cluster) == (cluster_blocks > 1), "a kernel's clusters are those of its exchange");
     using Registers = Held<Tile, Storage, held>;
