@@ -324,6 +324,32 @@ def test_the_series_units_do_not_matter():
     np.testing.assert_allclose(found[2], found[0], atol=1e-9)
 
 
+def test_forecasts_of_large_values_keep_the_digits_of_the_series(tmp_path):
+    """Float32 cannot tell apart two values about 1e8 that differ by less than 8."""
+    series, far = simulate(80), 1e8
+    ahead, moved = [], []
+    for shift, found in ((0.0, ahead), (far, moved)):
+        model = Forecaster(4, 5).fit(shift + series, epochs=3)
+        model.save(tmp_path / "model")
+        given = shift + series
+        for one in (model, load(tmp_path / "model")):
+            forecast = one.forecast(given, 5, samples=20, quantiles=[0.2])
+            test = one.backtest(given, 70, 5, 5, samples=20)
+            of_two = one.predict([given, given[:60].tolist()], 5)
+            answers = (
+                one.predict(given, 5), forecast.point, forecast.lower, forecast.upper, forecast.quantiles[0.2],
+                test.point, test.lower, test.actual, test.baselines["naive"].upper, *of_two,
+            )  # fmt: skip
+            assert all(answer.dtype == np.float64 for answer in answers)
+            found += [answer - shift for answer in answers]
+    for a, b in zip(moved, ahead, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    float32 = model.forecast((far + series).astype("float32"), 5, samples=20)
+    assert float32.point.dtype == float32.upper.dtype == np.float32
+    for dtype in ("int64", "int8"):  # float32 holds all numbers of int8
+        assert model.predict(np.arange(80).astype(dtype)).dtype == ("float64" if dtype == "int64" else "float32")
+
+
 def autoregression(series, p):
     """The AR(p) by least squares, with a constant: the coefficients of 1, x_{t-1}, ..., x_{t-p}."""
     columns = [np.ones(len(series) - p), *(series[p - i : len(series) - i] for i in range(1, p + 1))]
@@ -700,7 +726,8 @@ def test_numbers_of_any_kind_in_a_list_are_a_series():
     expected = Forecaster(2, 3).fit(values, steps=2).predict(values, 2)
     for kind in (Decimal, Fraction, np.float32):
         given = [kind(value) for value in values]
-        assert_same(Forecaster(2, 3).fit(given, steps=2).predict(given, 2), expected)
+        found = Forecaster(2, 3).fit(given, steps=2).predict(given, 2)
+        assert_same(found, expected.astype(np.float32 if kind is np.float32 else np.float64))
     for wrong in ([[1.0, 2.0], 3.0], [np.array(1.0), [2.0]], np.float64(3.0)):
         with pytest.raises((TypeError, ValueError), match=r"^Forecaster\.fit: X"):
             Forecaster(2, 3).fit(wrong, steps=1)

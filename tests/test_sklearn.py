@@ -322,6 +322,22 @@ def test_pipelines():
     assert search.best_estimator_[-1].epochs in (1, 2)
 
 
+@pytest.mark.parametrize("pooling", ["last", None])
+def test_targets_of_any_unit_keep_their_digits(tmp_path, pooling):
+    values = np.asarray(VALUES, "float64")
+    values = values if pooling else np.repeat(values[:, None], X.shape[1], axis=1)
+    big = 1e8 + values  # float32 has no digits left for their differences
+    plain, model = (SequenceRegressor(pooling=pooling, **FAST).fit(X, y) for y in (values, big))
+    assert model.score(X, big) == pytest.approx(plain.score(X, values), abs=1e-3)
+    model.save(tmp_path / "model")
+    for one in (model, gpurnn.models.load(tmp_path / "model")):
+        found = np.asarray(one.predict(X))
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found - 1e8, np.asarray(plain.predict(X)), atol=1e-4)
+    single = SequenceRegressor(pooling=pooling, **FAST).fit(X, values.astype("float32"))
+    assert np.asarray(single.predict(X)).dtype == np.float32
+
+
 def test_features_of_any_unit_are_learnt_from_where_fit_finds_out_their_size(tmp_path):
     big = 1e9 + 1e3 * X.astype("float64")  # float32 has no digits left for their differences
     model, plain = SequenceClassifier(**FAST).fit(big, WORDS), SequenceClassifier(**FAST).fit(X, WORDS)

@@ -54,4 +54,5 @@ def _with_scales(model: Any, details: dict[str, Any]) -> None:
     else:  # its targets were scaled before the model scaled them
         mean, std = (np.asarray(learnt.get(name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
         learnt |= {"mean": mean * details["target_std"] + details["target_mean"], "std": std * details["target_std"]}
+        learnt["target_dtype"] = "float64"  # as `gpurnn predict` computes
     model._learnt = learnt

@@ -230,12 +230,13 @@ def _sequence_model(graph: Graph, model: Any) -> None:
         x = embedding(graph, model.embedding, lengths.zero_past(x, tokens=True), "embedding.")
     elif "input_mean" in learnt:
         x = _scaled(graph, x.cast(np.float64), *_scale(graph, "input_", learnt["input_mean"], learnt["input_std"]))
-    y = _head(graph, model, x, lengths)
+    y, dtype = _head(graph, model, x, lengths), np.dtype(graph.dtype)
     if "mean" in learnt:
-        std, mean = (graph.constant(f"target_{n}", np.asarray(learnt[n], graph.dtype)) for n in ("std", "mean"))
-        y = y * std + mean
+        dtype = np.dtype(learnt.get("target_dtype", dtype))
+        mean, std = _scale(graph, "target_", learnt["mean"], learnt["std"])
+        y = (y.cast(np.float64) * std + mean).cast(dtype)
     shape = ["T", "B", outputs] if model.pooling is None else ["B", outputs]
-    graph.output(y, "y", shape)
+    graph.output(y, "y", shape, dtype)
     if model._loss == "cross_entropy":
         graph.output(graph.node("Softmax", y, axis=-1), "probabilities", shape)
         if "labels" in learnt:

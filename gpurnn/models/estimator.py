@@ -301,6 +301,8 @@ class Estimator(SequenceModel):
         for name in _SCALES:
             if name in learnt:
                 learnt[name] = np.asarray(learnt[name], np.float64)
+        if "target_dtype" in learnt:
+            _checks.choice(type(self).__name__, "target_dtype", learnt["target_dtype"], ("float32", "float64"))
         self._learnt = learnt
 
     @_checks.lists_options
@@ -494,7 +496,8 @@ class Estimator(SequenceModel):
         outputs = self.output.out_features if self._is_built else self._sizes()[1]
         count = len(data.arrays)
         if self._has_one_target:
-            table = examples.numbers(where, "y", y, self._dtype)
+            table = examples.numbers(where, "y", y, self._target_dtype)
+            given = examples.dtype_of(where, "y", y)
             is_flat = table.ndim == 1
             table = table[:, None] if is_flat else table
             _checks.ndim(where, "y", table, 2, "(N, outputs)")
@@ -506,9 +509,10 @@ class Estimator(SequenceModel):
             entries = _arrays.entries(where, "y", y, "the values of each step, for each example")
             if len(entries) != count:
                 raise ValueError(f"{where}: y has {len(entries)} entries, expected {count}")
-            rows, is_flat = [], False
+            rows, is_flat, given = [], False, self._dtype
             for i, (entry, array) in enumerate(zip(entries, data.arrays, strict=True)):
-                row = examples.numbers(where, f"y[{i}]", entry, self._dtype)
+                row = examples.numbers(where, f"y[{i}]", entry, self._target_dtype)
+                given = np.result_type(given, examples.dtype_of(where, f"y[{i}]", entry))
                 is_flat = row.ndim == 1
                 row = row[:, None] if is_flat else row
                 _checks.ndim(where, f"y[{i}]", row, 2, "(T, outputs)")
@@ -519,11 +523,16 @@ class Estimator(SequenceModel):
         self._complete(data, outputs)
         if where.endswith(".fit"):
             self._learnt = {"is_flat": is_flat, **self._learnt}
-            self._learn_scale(rows, weights)
+            self._learn_scale(rows, weights, given)
         return [self._scaled(row) for row in rows], weights
 
-    def _learn_scale(self, rows: list[Array], weights: list[Any] | None) -> None:
-        """Learn the scale of the targets, at the first fit."""
+    @property
+    def _target_dtype(self) -> np.dtype[Any]:
+        """The dtype in which targets are read."""
+        return self._dtype
+
+    def _learn_scale(self, rows: list[Array], weights: list[Any] | None, given: np.dtype[Any]) -> None:
+        """Learn the scale of the targets, whose dtype was ``given``, at the first fit."""
 
     def _scaled(self, values: Array) -> Array:
         return values

@@ -131,6 +131,17 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any], lost: list[
     return converted
 
 
+def dtype_of(where: str, name: str, value: Any) -> np.dtype[Any]:
+    """The dtype of a caller's numbers; float64 for Python objects."""
+    dtype = np.dtype(_checks.dtype_name(array_of(where, name, value)))
+    return np.dtype(np.float64) if dtype.kind == "O" else dtype
+
+
+def answer_dtype(own: np.dtype[Any], given: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of answers in the units of a caller's numbers: the model's, or float64 if theirs holds more digits."""
+    return own if np.can_cast(given, own) else np.dtype(np.float64)
+
+
 def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> str:
     """A warning if numbers differ by so little, relative to their size, that ``dtype`` loses the digits; else empty."""
     if not array.size or np.dtype(_checks.dtype_name(array)).itemsize <= dtype.itemsize:

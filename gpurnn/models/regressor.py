@@ -38,8 +38,9 @@ class SequenceRegressor(Estimator):
         The loss that `fit` minimises, by its name in `gpurnn.losses`.
     standardize : bool
         Whether the first `fit` scales the targets to mean 0 and standard deviation 1. `predict` and `score` use the
-        targets' own units; a call, `vjp` and the losses use scaled units. An ``output_activation`` fixes the units, so
-        nothing is scaled.
+        targets' own units; a call, `vjp` and the losses use scaled units. The answers of `predict` have the model's
+        dtype, or float64 if the dtype of the targets of the first `fit` holds more digits. An ``output_activation``
+        fixes the units, so nothing is scaled.
     cell, bidirectional, merge, reverse, num_embeddings, activation, leak, reset_after, update, cell_options,
     dropout, variational_dropout, recurrent_dropout, residual, init, dtype, rng, standardize_inputs, random_state,
     epochs, batch_size, optimizer, lr, schedule, clip_norm, l2, validation_split, patience, verbose
@@ -122,27 +123,34 @@ class SequenceRegressor(Estimator):
     @property
     def _is_standardized(self) -> bool:
         """Whether targets are learnt in scaled units: not with an activation of the outputs, which fixes the units."""
-        return self.standardize and self.output.activation == "identity"
+        return self.standardize and self._arguments["output_activation"] == "identity"
 
-    def _learn_scale(self, rows: list[Array], weights: list[Any] | None) -> None:
+    @property
+    def _target_dtype(self) -> np.dtype[Any]:
+        # Large values keep their digits until they are scaled.
+        return np.dtype(np.float64) if self._is_standardized else self._dtype
+
+    def _learn_scale(self, rows: list[Array], weights: list[Any] | None, given: np.dtype[Any]) -> None:
         if self._is_standardized and "mean" not in self._learnt:
             values = np.concatenate([np.atleast_2d(_dispatch.to_numpy(row)) for row in rows]).astype(np.float64)
             of_rows = None if weights is None else np.concatenate([np.atleast_1d(w) for w in weights])
             mean, std = examples.scale_of(values, of_rows)
-            self._learnt = {**self._learnt, "mean": mean, "std": std}
+            dtype = examples.answer_dtype(self._dtype, given).name
+            self._learnt = {**self._learnt, "mean": mean, "std": std, "target_dtype": dtype}
 
     def _scaled(self, values: Array) -> Array:
-        if "mean" not in self._learnt:
-            return values
         xp = _dispatch.namespace("SequenceRegressor", values=values)
-        mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
-        return (values - mean) / std
+        if "mean" in self._learnt:
+            mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
+            values = (values - mean) / std
+        return xp.astype(values, getattr(xp, self._dtype.name))
 
     def _answers(self, xp: Any, values: Array) -> Array:
         """Outputs in the form of the targets of `fit`: in their units, and without the last axis if they had none."""
         if "mean" in self._learnt:
-            mean, std = (like(xp, self._learnt[name], values) for name in ("mean", "std"))
-            values = values * std + mean
+            dtype = self._learnt.get("target_dtype", self._dtype.name)  # files of 0.1 have none
+            mean, std = (_dispatch.from_numpy(xp, self._learnt[name]) for name in ("mean", "std"))
+            values = xp.astype(xp.astype(values, xp.float64) * std + mean, getattr(xp, dtype))
         return values[..., 0] if self._learnt.get("is_flat") else values
 
     @property

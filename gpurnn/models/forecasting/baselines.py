@@ -160,7 +160,7 @@ def compared(
 
     def made(bounds: list[Values], others: Mapping[str, Backtest]) -> Backtest:
         shaped = [v[:, :, 0] if series.is_flat else v for v in (*bounds, arrays[3])]
-        point, lower, upper, actual = map(array, shaped)
+        point, lower, upper, actual = (array(values, series.dtype) for values in shaped)
         return Backtest(origins, point, lower, upper, actual, float(level), naive_error, others)
 
     tests = {name: made(bounds, {}) for name, bounds in of_others.items()}

@@ -43,8 +43,9 @@ class Forecaster(SequenceModel):
     f reads the p values before t, the window, as a sequence with a recurrent stack, and returns x_t = W_hy h + b_y,
     where h is the stack's pooled output. A series shorter than p has shorter windows. All of this is in scaled units:
     log, trend, season and differences are taken as the options say, and then (x - mean) / std for each feature.
-    `predict`, `forecast` and `backtest` take and return the series' own units. A call, `vjp` and the losses work on
-    windows in scaled units, (p, B, features + covariates).
+    `predict`, `forecast` and `backtest` take and return the series' own units, and compute them in float64. The arrays
+    that they return have the model's dtype, or float64 if the dtype of the series holds more digits. A call, `vjp` and
+    the losses work on windows in scaled units, (p, B, features + covariates).
 
     If `fit` is called with one series, mean and std are those of this series, and they scale every later series too.
     With several, each series is scaled by its own mean and std, so series of any size are learnt together. A series to
@@ -341,14 +342,22 @@ class Forecaster(SequenceModel):
 
     def _reader(self, method: str, columns: Columns) -> Reader:
         sizes = Sizes(self.features, self.known_features, self.past_features, self.static_features)
-        return Reader(f"Forecaster.{method}", sizes, columns, self._array)
+        return Reader(f"Forecaster.{method}", sizes, columns, self._answer)
 
-    def _array(self, values: NDArray[Any]) -> Array:
-        """A NumPy array as an array of the model's library and dtype."""
-        parameter = self.output.params["weight"]
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(_checks.dtype_name(self.output.params["weight"]))
+
+    def _array(self, values: NDArray[Any], dtype: np.dtype[Any] | None = None) -> Array:
+        """A NumPy array as an array of the model's library and of ``dtype``, by default the model's."""
         with np.errstate(over="ignore"):  # values that are not finite are rejected where they were computed
-            converted = values.astype(_checks.dtype_name(parameter))
+            converted = values.astype(self._dtype if dtype is None else dtype)
+        parameter = self.output.params["weight"]
         return _dispatch.from_numpy(_dispatch.namespace("Forecaster", params=parameter), converted)
+
+    def _answer(self, values: Values, given: np.dtype[Any]) -> Array:
+        """Values in the units of a series of the dtype ``given``, as an array of the model's library."""
+        return self._array(values, examples.answer_dtype(self._dtype, given))
 
     def _pasts(self, where: str, given: Collection, least: int = 1) -> list[Past]:
         return [past_of(where, one, self._transforms, self.features, least) for one in given.series]
@@ -437,7 +446,8 @@ class Forecaster(SequenceModel):
                 mean, std = scales[i]
                 with np.errstate(over="ignore", invalid="ignore"):
                     results[i] = pasts[i].transformed.inverse(part * std + mean, random)[gap:, ..., : self.features]
-                    self._require_finite(where, results[i].astype(self.residuals.dtype))
+                    dtype = examples.answer_dtype(self._dtype, pasts[i].dtype)
+                    self._require_finite(where, results[i].astype(dtype))
         return [results[i] for i in range(len(pasts))]
 
     def _free_run(
@@ -656,7 +666,7 @@ class Forecaster(SequenceModel):
             bounds = self._intervals(where, pasts, horizon, samples, level, noise, rng)
             actual = [one.values[o : o + horizon, : self.features] for o in origins]
             arrays = [np.stack(values) for values in (*bounds, actual)]
-            tests.append(compared(one, arrays, origins, level, season, names, self._array))
+            tests.append(compared(one, arrays, origins, level, season, names, self._answer))
         if given.groups is not None:
             return dict(zip(given.groups, tests, strict=True))
         return tests[0] if given.is_single else tests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class Past:
         The number of steps without a value between the last value and the first step to forecast.
     length : int
         Steps from the first value to the last.
+    dtype : dtype
+        That of the caller's values.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Past:
     static: Values
     gap: int
     length: int
+    dtype: np.dtype[Any]
 
     def covariates(self, start: int, count: int, scale: tuple[Values, Values]) -> Values:
         """The covariates of steps start ... start + count - 1 in scaled units; unknown ones are 0."""
@@ -72,7 +76,8 @@ def past_of(
             "expected positive values, as log=True takes their logarithms"
         )
     transformed = transforms.apply(values[start:end], features)
-    return Past(series.name, transformed, series.known[start:], series.static, len(values) - end, end - start)
+    known, gap = series.known[start:], len(values) - end
+    return Past(series.name, transformed, known, series.static, gap, end - start, series.dtype)
 
 
 def scale_of_covariates(pasts: list[Past]) -> tuple[Values, Values]:

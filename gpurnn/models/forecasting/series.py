@@ -29,8 +29,8 @@ from .tables import (
 from .times import EqualTimes, Rows, Times, evenly_spaced
 from .transforms import Values
 
-Answer = Callable[[Values], Any]
-"""Converts forecasts (steps, features) to the caller's form."""
+Answer = Callable[[Values, "np.dtype[Any]"], Any]
+"""Converts forecasts (steps, features) of a series with values of this dtype to the caller's form."""
 
 Label = Callable[[int], str]
 """The name of a step or a row, in the caller's terms."""
@@ -95,6 +95,8 @@ class Series:
         The name of a step, in the caller's terms.
     is_flat : bool
         Whether a step is a single value, not a row of values.
+    dtype : dtype
+        That of the caller's values.
     times : list, optional
         The times of the steps, in the caller's form.
     """
@@ -105,6 +107,7 @@ class Series:
     static: Values
     label: Label
     is_flat: bool
+    dtype: np.dtype[Any]
     times: list[Any] | None = None
 
     def step_at(self, time: Any) -> int:
@@ -136,7 +139,7 @@ class Reader:
     sizes: Sizes
     columns: Columns
     array: Answer
-    """Converts a NumPy array to the model's library and dtype."""
+    """Converts a NumPy array to the model's library, in a dtype that holds the series' digits."""
 
     def read(self, name: str, data: Any, known: Any = None, past: Any = None, static: Any = None) -> Collection:
         """One series or several, with their covariates.
@@ -244,6 +247,8 @@ class Reader:
         if data is None:
             raise TypeError(f"{self.where}: {name} is None, expected an array")
         values = self._numbers(name, data)
+        # A masked array is read as float64.
+        dtype = values.dtype if isinstance(data, np.ma.MaskedArray) else examples.dtype_of(self.where, name, data)
         flat = values.ndim == 1
         if values.ndim not in (1, 2):
             raise ValueError(f"{self.where}: {name} has shape {values.shape}, expected 2 axes (T, features)")
@@ -274,9 +279,9 @@ class Reader:
                 return pandas_like(data, found[0], pandas_index(index, following(len(found[0]))))
             if is_polars(data):
                 return type(data)(data.name, found[0][:, 0])
-            return self.array(found[0][:, 0] if flat else found[0])
+            return self.array(found[0][:, 0] if flat else found[0], dtype)
 
-        return Collection([Series(name, values, known, static, label, flat, times)], join, True)
+        return Collection([Series(name, values, known, static, label, flat, dtype, times)], join, True)
 
     def _numbers(self, name: str, data: Any) -> Values:
         """Numbers as float64, NaN for masked or missing ones."""
@@ -395,7 +400,8 @@ class Reader:
             if ahead is not None:
                 covered = np.concatenate([covered, ahead(key, spaced.times if spaced else None)])
             following.append(follower(self.where, spaced.times if spaced else None, back, len(of_rows)))
-            series.append(Series(title, of_rows, covered, one_static, label, self.sizes.features == 1, times))
+            is_flat = self.sizes.features == 1
+            series.append(Series(title, of_rows, covered, one_static, label, is_flat, of_rows.dtype, times))
         keys = None if group is None else list(rows_of)
         return Collection(series, self._joiner(table, columns, keys, following, when is not None), keys is None, keys)
 
@@ -489,7 +495,7 @@ class Reader:
             if is_polars(table):
                 return type(table)(body)
             if not is_pandas(table):
-                return self.array(stacked)
+                return self.array(stacked, stacked.dtype)
             import pandas as pd
 
             if time is not None or not has_times:

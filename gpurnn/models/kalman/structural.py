@@ -306,7 +306,7 @@ class StructuralModel(Saved):
         if (is_pandas(y) or is_polars(y)) and getattr(y, "ndim", 1) == 1:
             X = self._covariates_of(where, X, len(y) + ahead, "T + steps" if ahead else "T")
             known = None if X is None else _dispatch.to_numpy(X).astype(np.float64)
-            reader = Reader(where, Sizes(1, known=self._covariates), Columns(), lambda values: values)
+            reader = Reader(where, Sizes(1, known=self._covariates), Columns(), lambda values, _: values)
             read = reader.read("y", y, known=known)
             form = _form_of(y, read)
             y, X = read.series[0].values[:, 0], None if X is None else read.series[0].known
