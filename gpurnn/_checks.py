@@ -185,9 +185,9 @@ def integer_at_least(where: str, name: str, value: Any, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise TypeError(f"{where}: {name} is {value!r}, expected a whole number") from error
+        raise TypeError(f"{where}: {name} is {_shown(value)}, expected a whole number") from error
     if isinstance(value, bool):
-        raise TypeError(f"{where}: {name} is {value!r}, expected a whole number")
+        raise TypeError(f"{where}: {name} is {_shown(value)}, expected a whole number")
     if number < least:
         raise ValueError(f"{where}: {name} is {_shown(number)}, expected at least {least}")
     return number
@@ -201,18 +201,18 @@ def size(where: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def _shown(number: int) -> str:
-    """Write a number for a message: Python does not convert an int of thousands of digits."""
-    if number.bit_length() < 1000:
-        return str(number)
-    power = number.bit_length() - 1
-    return f"at least 2**{power}" if number > 0 else f"at most -2**{power}"
+def _shown(value: Any) -> str:
+    """Write what is given for a number: Python does not convert an int of thousands of digits, and arrays are long."""
+    if isinstance(value, int) and value.bit_length() >= 1000:
+        power = value.bit_length() - 1
+        return f"at least 2**{power}" if value > 0 else f"at most -2**{power}"
+    return described(value) if getattr(value, "shape", ()) else repr(value)
 
 
 def flag(where: str, name: str, value: Any) -> bool:
     """Return ``value`` as a bool; reject anything but bools of Python and NumPy: a truth value may be an accident."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{where}: {name} is {value!r}, expected True or False")
+        raise TypeError(f"{where}: {name} is {_shown(value)}, expected True or False")
     return bool(value)
 
 
@@ -221,7 +221,7 @@ def _real(where: str, name: str, value: Any, expected: str) -> float:
     if getattr(value, "shape", None) == () and type(value).__module__ in ("numpy", "cupy"):
         number = value.item()  # an array without axes is a number
     if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"{where}: {name} is {value!r}, expected {expected}")
+        raise TypeError(f"{where}: {name} is {_shown(value)}, expected {expected}")
     try:
         return float(number)
     except OverflowError:  # an int that is larger than every float
@@ -243,7 +243,7 @@ def score(where: str, name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, (str, bytes)):
-        raise TypeError(f"{where}: {name} is {value!r}, expected a finite number")
+        raise TypeError(f"{where}: {name} is {_shown(value)}, expected a finite number")
     return finite(where, name, number)
 
 

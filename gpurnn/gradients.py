@@ -283,5 +283,7 @@ def take_gradients(
     params, taken_grads = of_parameters(where, params, taken_grads)
     missing, unknown = sorted(params.keys() - taken_grads.keys()), sorted(taken_grads.keys() - params.keys())
     if missing or unknown:
-        raise KeyError(f"{where}: grads lacks {missing} and has unknown {unknown}, expected the names of params")
+        raise KeyError(
+            f"{where}: missing {missing or 'none'}, unknown {unknown or 'none'}, expected the names of params in grads"
+        )
     return xp, params, {name: taken_params[name] for name in params}, taken_grads

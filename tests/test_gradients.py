@@ -180,7 +180,7 @@ G = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
         (
             lambda: add_l2(G, {"weight": G["weight"], "w": G["bias"]}, 0.1),
             KeyError,
-            r"add_l2: grads lacks \['w'\] and has unknown \['bias'\], expected the names of params",
+            r"add_l2: missing \['w'\], unknown \['bias'\], expected the names of params in grads",
         ),
         (
             lambda: add_l2(G, {**G, "weight": np.ones((3, 2))}, 0.1),

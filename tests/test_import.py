@@ -81,6 +81,19 @@ def test_every_name_of_a_stub_is_there_and_listed(package):
         module.no_such_name  # noqa: B018
 
 
+def test_a_name_that_is_none_reminds_of_one_that_is():
+    with pytest.raises(AttributeError, match=r"^module 'gpurnn' has no attribute 'Lstm'; did you mean LSTM or lstm\?$"):
+        gpurnn.Lstm  # noqa: B018
+    assert not hasattr(gpurnn, "_lstm")
+
+
+def test_modules_that_need_another_package_are_attributes():
+    code = "import gpurnn\nprint(gpurnn.kernels.__name__, gpurnn.reference.__name__)\ngpurnn.torch"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["gpurnn.kernels", "gpurnn.reference"]
+    assert not run.returncode or "gpurnn.torch needs PyTorch" in run.stderr
+
+
 def test_a_function_is_not_hidden_by_the_module_of_its_name():
     code = "import gpurnn.analysis.spectrum, gpurnn.analysis as a; print(type(a.spectrum).__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

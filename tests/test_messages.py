@@ -215,3 +215,28 @@ def test_a_numpy_scalar_is_an_array_of_no_axes():
     logits = np.zeros(4, np.float32)
     _, pullback = losses.cross_entropy.vjp(logits, np.int8(2))
     np.testing.assert_array_equal(pullback(np.float32(2))[0], pullback(2.0)[0])
+
+
+def test_an_example_alone_is_to_be_passed_as_a_list():
+    model = gpurnn.SequenceRegressor(hidden_size=H, verbose=False).fit(X, X[:, 0, 0], epochs=1)
+    text = message(lambda: model.predict(X[:, 0]), ValueError)
+    assert text.endswith(f"X has shape {(T, I)}, expected (N, T, {I}); pass [X] if it is one example")
+    assert model.predict(followed(text, X=X[:, 0])).shape == (1,)
+    assert "pass" not in message(lambda: model.predict(X[0].T), ValueError)
+
+
+def test_weights_in_the_layout_of_keras():
+    weights = np.zeros((I, 4 * H)), np.zeros((H, 4 * H))
+    text = message(lambda: gpurnn.lstm(X, *weights), ValueError)
+    assert "weight_hh has shape (5, 20), expected (4*hidden_size, hidden_size)" in text
+    assert "gpurnn.interop.from_keras" in text
+
+
+def test_an_array_where_a_number_is_expected_is_not_printed():
+    text = message(lambda: gpurnn.clip_by_global_norm({"w": X}, np.ones(100)))
+    assert text.endswith("max_norm is an array of shape (100,), expected a number of at least 0")
+
+
+def test_a_length_of_training_is_given_once():
+    text = message(lambda: gpurnn.SequenceRegressor(I, H, 1).fit(X, X[:, 0, 0], epochs=1, steps=1))
+    assert text == "SequenceRegressor.fit: epochs and steps are both given, expected at most one of the two"

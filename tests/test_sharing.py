@@ -151,7 +151,7 @@ def test_the_gradient_may_stand_under_any_of_the_names():
         shared = np.ones(2)
         gpurnn.SGD(1.0).step({"a": shared, "b": shared}, {name: np.ones(2)})
         assert shared.tolist() == [0, 0]
-    with pytest.raises(KeyError, match=r"SGD\.step: grads lacks \['a'\] and has unknown \['c'\]"):
+    with pytest.raises(KeyError, match=r"SGD\.step: missing \['a'\], unknown \['c'\]"):
         gpurnn.SGD(1.0).step({"a": shared, "b": shared}, {"c": np.ones(2)})
     with pytest.raises(ValueError, match=r"SGD.step: grads\['b'\] has shape \(3,\)"):
         gpurnn.SGD(1.0).step({"a": shared, "b": shared}, {"a": np.ones(2), "b": np.ones(3)})

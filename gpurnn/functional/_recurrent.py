@@ -272,6 +272,11 @@ def _hidden_size(where: str, cell: cells.Cell, weights: Mapping[str, Any], input
     first = "weight_ih" if cell.elementwise else "weight_hh"
     w = weights[first]
     _checks.ndim(where, first, w, 2, symbols[first])
+    if not cell.elementwise and cell.gates > 1 and tuple(w.shape) == (w.shape[0], cell.gates * w.shape[0]):
+        raise ValueError(
+            f"{where}: {first} has shape {tuple(w.shape)}, expected {symbols[first]}; weights of Keras are transposed, "
+            "and their gates may have another order: gpurnn.interop.from_keras converts them"
+        )
     hidden = int(w.shape[0]) // cell.gates if cell.elementwise else int(w.shape[1])
     if "weight_hr" in weights:
         _checks.ndim(where, "weight_hr", weights["weight_hr"], 2, symbols["weight_hr"])

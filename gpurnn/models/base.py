@@ -223,6 +223,8 @@ class Model(Composite, Saved):
             validation_split = validation_share(where, validation_split)
         if validation is not None and validation_split is not None:
             raise TypeError(f"{where}: validation and validation_split are both given, expected at most one of the two")
+        if epochs is not None and steps is not None:
+            raise TypeError(f"{where}: epochs and steps are both given, expected at most one of the two")
         by_itself = epochs is None and steps is None
         if validation is not None and not hasattr(validation, "batch"):
             if not isinstance(validation, (tuple, list)) or len(validation) != 2:

@@ -250,6 +250,9 @@ def sequences(
         if array.ndim not in ((2,) if tokens else (2, 3)):
             expected = "(N, T)" if tokens else "(N, T, features), or (N, T) for one feature"
             raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected {expected}")
+        if not tokens and array.ndim == 2 and width not in (None, 1):
+            cure = f"; pass [{name}] if it is one example" if array.shape[1] == width else ""
+            raise ValueError(f"{where}: {name} has shape {tuple(array.shape)}, expected (N, T, {width}){cure}")
         entries = [array[i, ...] for i in range(array.shape[0])]
     else:
         entries = _arrays.entries(where, name, data, "a sequence with an entry for each example")
