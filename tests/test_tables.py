@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from datetime import date, timedelta
 
 import numpy as np
@@ -62,7 +63,11 @@ FIT = ["--group", "trip", "--order", "second", "--epochs", "10", "--hidden", "8"
 
 def test_a_forecast_of_trend_and_season(series, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = run("forecast", series, "--time", "month", "--target", "sales", *QUICK).stdout
+    result = run("forecast", series, "--time", "month", "--target", "sales", *QUICK)
+    said = result.stdout
+    assert (
+        len(re.findall(r"^trained for \d+ of \d+ steps", result.stderr, re.MULTILINE)) == 2
+    )  # without the last, with all
     out = tmp_path / "sales-forecast"
     names = sorted(path.name for path in out.iterdir())
     assert names == [".gpurnn.lock", "forecast.csv", "forecast.png", "model.safetensors", "run.json"]
@@ -298,7 +303,9 @@ def test_a_forecast_from_stdin(series, tmp_path, monkeypatch):
 
 def test_classes_of_groups(trips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = run("fit", trips, *FIT, "--target", "vehicle", "--features", "speed").stdout
+    result = run("fit", trips, *FIT, "--target", "vehicle", "--features", "speed")
+    said = result.stdout
+    assert re.search(r"^trained for \d+ of \d+ steps", result.stderr, re.MULTILINE)
     assert "40 groups of 3 to 8 rows, 1 features; 2 classes of vehicle: bike, car\n" in said
     assert "of 8 groups are right (" in said
     out = tmp_path / "trips-model"

@@ -23,7 +23,7 @@ from .tables import (
     read_table,
     targets_of,
 )
-from .terminal import Refusal, progress_of, quiet_option, refusing, say, warn
+from .terminal import Refusal, progress_of, quiet_option, refusing, say, say_how_training_ended, warn
 from .texts import STDIN
 
 PICTURE, PREDICTIONS, PREDICTED = "fit.png", "predictions.csv", "predictions.png"
@@ -222,6 +222,7 @@ def _fitted(
         *of(known), epochs=options["epochs"], batch_size=options["batch"], rng=options["seed"],
         optimizer=optimizers.AdamW(options["lr"], weight_decay=0.01), **stop, **progress_of(lambda: total, "verbose"),
     )  # fmt: skip
+    say_how_training_ended(model.trainer_)
     if not held:
         return model, details, None
     found = answers_of(model, of(held)[0], classes, details)[0]

@@ -13,7 +13,7 @@ import click
 from .options import PathType, computing_on, device_option, encoding_option, integer
 from .pictures import draw_forecasts
 from .tables import MODEL, Table, columns_in, csv_bytes, directory_of, groups_of, read_table, read_times
-from .terminal import Refusal, progress_of, quiet_option, refusing, say, warn
+from .terminal import Refusal, progress_of, quiet_option, refusing, say, say_how_training_ended, warn
 from .texts import STDIN
 
 FILE, PICTURE = "forecast.csv", "forecast.png"
@@ -374,11 +374,13 @@ class _Learner:
             self.window, self.hidden, log=self.shape.log, trend=self.shape.trend,
             season_length=self.shape.season_length or None, dropout=0.1, rng=self.seed, **sizes,
         ).to(self.xp)  # fmt: skip
-        return model.fit(
+        model.fit(
             self._given(series, aside), epochs=self.epochs, validation_split=0.1, patience=self.epochs, batch_size=64,
             optimizer="adamw", lr=0.005, rng=self.seed, **self._covariates(series, aside),
             **progress_of(lambda: model.trainer_.total, "verbose"),
         )  # fmt: skip
+        say_how_training_ended(model.trainer_)
+        return model
 
     def _given(self, series: list[Row], aside: int = 0) -> Any:
         import numpy as np

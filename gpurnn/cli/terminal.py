@@ -244,6 +244,12 @@ def progress_of(total: Callable[[], int], bar: str = "progress") -> dict[str, An
     return {bar: False, "on_log": _Lines(total)}
 
 
+def say_how_training_ended(trainer: Any) -> None:
+    """Print to stderr how many steps a training took, and whether it stopped early."""
+    why = f": {trainer.patience} evaluations did not lower the validation loss" if trainer.stopped_early else ""
+    say(f"trained for {trainer.step:,} of {trainer.total:,} steps{why}", err=True)
+
+
 class _Lines:
     """Prints a line of the metrics to stderr now and then."""
 

@@ -106,7 +106,9 @@ class Forecaster(SequenceModel):
     Notes
     -----
     Without a validation part the residuals are those of the values that the model has learnt. An overfitted model then
-    has intervals that are too narrow. The coverage in a `backtest` on later values shows this.
+    has intervals that are too narrow. The intervals contain the noise alone. f, the trend and the seasons are estimates
+    too, but that makes no interval wider. So those of a short series are too narrow as well. The coverage in a `backtest`
+    on later values shows both.
 
     References
     ----------
