@@ -107,8 +107,8 @@ class Forecaster(SequenceModel):
     -----
     Without a validation part the residuals are those of the values that the model has learnt. An overfitted model then
     has intervals that are too narrow. The intervals contain the noise alone. f, the trend and the seasons are estimates
-    too, but that makes no interval wider. So those of a short series are too narrow as well. The coverage in a `backtest`
-    on later values shows both.
+    too, but that makes no interval wider. So those of a short series are too narrow as well. The coverage in a
+    `backtest` on later values shows both.
 
     References
     ----------
