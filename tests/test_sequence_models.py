@@ -709,7 +709,13 @@ X = [normal(5, I), normal(2, I)]
         ("classifier", [], [], "X is empty, expected at least one example"),
         ("classifier", None, [0], "X is None, expected an array"),
         ("classifier", 3, [0], "X is an int, expected a sequence with an entry for each example"),
-        ("classifier", X[0], [0], r"X\[0\] has 1 features, expected 3, as the model has been made or fitted with"),
+        ("classifier", X[0], [0], r"X has shape \(5, 3\), expected \(N, T, 3\); pass \[X\] if it is one example"),
+        (
+            "classifier",
+            [X[0][:, :1]],
+            [0],
+            r"X\[0\] has 1 features, expected 3, as the model has been made or fitted with",
+        ),
         ("classifier", X[0][0], [0], r"X has shape \(3,\), expected \(N, T, features\), or \(N, T\) for one feature"),
         (
             "classifier",
