@@ -100,8 +100,10 @@ void forward(
     team.share(time_of<T>(double(rows) * I * O), [&](int index, int count) {
         const SubnormalsAreZero within;
         const auto pack = [&](int width, int64_t first, int64_t last, T* to) {
-            pack_rows(I, O, width, first, last, to, [&](int64_t column) {
-                return column < O ? weight + column * I : static_cast<const T*>(nullptr);
+            pack_rows(I, O, width, first, last, to, [&](int64_t r) {
+                constexpr int64_t lanes = Vector<T>::lanes;
+                const int64_t column = r * lanes, left = O - column;
+                return InLanes<T>{weight + column * I, left < lanes ? left : lanes};
             });
         };
         product(index, count, rows, I, O, x, bias, y, room + index * forward_room<T>(I), pack);

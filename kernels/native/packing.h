@@ -3,10 +3,19 @@
 
 #include "native/product.h"
 
-// A matrix (K, columns), of which row_of(column) is where a column's K numbers lie, null for zeros, as panels of `width`
-// registers. Writes panels first ... last - 1, to `to`.
-template <typename T, class RowOf>
-void pack_rows(int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to, RowOf row_of) {
+// Where the numbers of a register of columns lie: those of `count` lanes one after another. The other lanes are zero.
+template <typename T>
+struct InLanes {
+    const T* first;
+    int64_t count;
+
+    Vector<T> load() const { return count > 0 ? get(first, count) : Vector<T>(0); }
+};
+
+// A matrix (K, columns), whose columns are rows of K numbers in memory, as panels of `width` registers. rows_of(register)
+// has the rows of a register's columns. Writes panels first ... last - 1, to `to`.
+template <typename T, class RowsOf>
+void pack_rows(int64_t K, int64_t columns, int width, int64_t first, int64_t last, T* to, RowsOf rows_of) {
     using Real = Vector<T>;
     constexpr int lanes = Real::lanes;
     for (int64_t p = first; p < last; ++p) {
@@ -15,12 +24,11 @@ void pack_rows(int64_t K, int64_t columns, int width, int64_t first, int64_t las
             const int part = Panels<T>::of_part(columns, width, p * width + begin);
             if (v - begin >= part) break;
             T* const at = to + (((p - first) * width + begin) * K + v - begin) * lanes;
-            const T* from[lanes];
-            for (int lane = 0; lane < lanes; ++lane) from[lane] = row_of((p * width + v) * lanes + lane);
+            const InLanes<T> rows = rows_of(p * width + v);
             for (int64_t k = 0; k < K; k += lanes) {
                 Real square[lanes];
                 for (int lane = 0; lane < lanes; ++lane) {
-                    square[lane] = from[lane] ? get(from[lane] + k, K - k) : Real(0);
+                    square[lane] = lane < rows.count ? get(rows.first + lane * K + k, K - k) : Real(0);
                 }
                 transpose(square);
                 const int64_t there = K - k < lanes ? K - k : lanes;

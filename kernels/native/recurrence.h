@@ -33,31 +33,30 @@ struct Phase {
 
     // The weights (G*H, K) of a phase as panels, whose columns are its gates' rows: panels first ... last - 1, to `to`.
     static void pack(int phase, const T* w, int64_t K, int64_t hidden, int64_t first, int64_t last, T* to) {
-        const int own = gates(phase);
-        pack_rows(K, columns(phase, hidden), width(phase), first, last, to, [&](int64_t column) {
-            return weight_row(phase, own, w, K, hidden, column);
+        pack_rows(K, columns(phase, hidden), width(phase), first, last, to, [&](int64_t r) {
+            return rows_of(phase, w, K, hidden, r);
         });
     }
 
     // A row of biases or of zeros, in the order of the sums of all phases.
     static void arrange(const T* a, const T* b, int64_t hidden, T* to) {
         for (int phase = 0; phase < Cell::phases; ++phase) {
-            const int64_t size = panels(phase, hidden) * width(phase) * lanes;
-            for (int64_t column = 0; column < size; ++column) {
-                const T *x = nullptr, *y = nullptr;
-                if (a) x = weight_row(phase, gates(phase), a, 1, hidden, column);
-                if (b) y = weight_row(phase, gates(phase), b, 1, hidden, column);
-                *to++ = (x ? *x : T(0)) + (y ? *y : T(0));
+            const int64_t registers_needed = panels(phase, hidden) * width(phase);
+            for (int64_t r = 0; r < registers_needed; ++r, to += lanes) {
+                const auto numbers = [&](const T* of) {
+                    return of ? rows_of(phase, of, 1, hidden, r).load() : Vector<T>(0);
+                };
+                (numbers(a) + numbers(b)).store(to);
             }
         }
     }
 
 private:
-    // The row of w (G*H, K) that a column of a phase's sums is the product with, null for none.
-    static const T* weight_row(int phase, int own, const T* w, int64_t K, int64_t hidden, int64_t column) {
-        const int64_t unit = column / (own * lanes) * lanes + column % lanes;
-        const int64_t gate = Cell::first_gate(phase) + column / lanes % own;
-        return unit < hidden ? w + (gate * hidden + unit) * K : nullptr;
+    // The rows of w (G*H, K) that a register of a phase's sums is the product with.
+    static InLanes<T> rows_of(int phase, const T* w, int64_t K, int64_t hidden, int64_t r) {
+        const int64_t unit = r / gates(phase) * lanes, left = hidden - unit;
+        const int64_t gate = Cell::first_gate(phase) + r % gates(phase);
+        return {w + (gate * hidden + unit) * K, left < lanes ? left : lanes};
     }
 };
 

@@ -110,15 +110,15 @@ struct Factor {
     // Numbers of a row of sums, with those of a last panel that is not full.
     int64_t row() const { return panels().count() * plain_width * lanes; }
 
-    // The row of w, or of a vector of as many numbers if `length` is 1, that a column of the sums belongs to.
-    const T* row_of(const T* from, int64_t length, int64_t column) const {
-        const int64_t gate = column / filled(units), unit = column % filled(units);
-        return gate < gates && unit < units ? from + (gate * units + unit) * length : nullptr;
+    // The rows of w, or of a vector of as many numbers if `length` is 1, that a register of the sums belongs to.
+    InLanes<T> rows_of(const T* from, int64_t length, int64_t r) const {
+        const int64_t of_gate = filled(units) / lanes, gate = r / of_gate, unit = r % of_gate * lanes;
+        const int64_t left = gate < gates ? units - unit : 0;
+        return {from + (gate * units + unit) * length, left < lanes ? left : lanes};
     }
     void arrange(const T* bias, T* to) const {
-        for (int64_t column = 0; column < row(); ++column) {
-            const T* const from = bias ? row_of(bias, 1, column) : nullptr;
-            to[column] = from ? *from : T(0);
+        for (int64_t r = 0; r < row() / lanes; ++r) {
+            (bias ? rows_of(bias, 1, r).load() : Real(0)).store(to + r * lanes);
         }
     }
     void pack(int index, int count) const {
@@ -126,7 +126,7 @@ struct Factor {
         const int64_t all = panels().count(), first = all * index / count;
         pack_rows(
             K, gates * filled(units), plain_width, first, all * (index + 1) / count, const_cast<T*>(panels().panel(first)),
-            [&](int64_t column) { return row_of(w, K, column); });
+            [&](int64_t r) { return rows_of(w, K, r); });
     }
 
     // to(i) = start + the products with a(i) of `count` rows: a part's columns.
@@ -142,13 +142,13 @@ struct Factor {
             return;
         }
         for (int64_t column = first * plain_width * lanes; column < last * plain_width * lanes; column += lanes) {
-            const T* const row = row_of(w, K, column);
-            if (!row) continue;  // what is behind the gates is not read
+            const InLanes<T> rows = rows_of(w, K, column / lanes);
+            if (rows.count <= 0) continue;  // what is behind the gates is not read
             switch (count) {
-                case 1: few<1>(row, column, start, a, to); break;
-                case 2: few<2>(row, column, start, a, to); break;
-                case 3: few<3>(row, column, start, a, to); break;
-                case 4: few<4>(row, column, start, a, to); break;
+                case 1: few<1>(rows.first, column, start, a, to); break;
+                case 2: few<2>(rows.first, column, start, a, to); break;
+                case 3: few<3>(rows.first, column, start, a, to); break;
+                case 4: few<4>(rows.first, column, start, a, to); break;
             }
         }
     }
