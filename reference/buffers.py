@@ -72,7 +72,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.floating]:
             finally:
                 lock.release()
             _shrink_as_asked()
-    return np.ndarray(shape, dtype, memory)
+    return np.empty(shape, dtype) if memory is None else np.ndarray(shape, dtype, memory)
 
 
 def _lend(size: int) -> NDArray[np.uint8] | None:

@@ -11,7 +11,8 @@ from gpurnn.reference import buffers
 def most_bytes(call: Callable[[], object]) -> int:
     """The peak number of bytes that ``call`` allocates, not counting scratch memory left by earlier calls.
 
-    That is the least of some calls: the first one imports modules, and other threads of the process may allocate too.
+    That is the least of three calls. The first one imports modules, and in any of them other threads may allocate, or a
+    collection of garbage may run finalizers of earlier tests. What the call itself allocates, each of them does.
     """
     return min(_bytes(call) for _ in range(3))
 

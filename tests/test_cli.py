@@ -1319,3 +1319,10 @@ def test_an_error_that_nobody_reads_is_an_exit_code(tmp_path, dead):
     assert "Traceback" not in done.stdout + done.stderr
     if "|" not in dead and "full" not in dead:
         assert done.returncode == 2
+
+
+def test_what_stopped_a_training_is_said(capsys):
+    ended = types.SimpleNamespace(step=1200, total=2000, patience=15, stopped_early=True)
+    cli.terminal.say_how_training_ended(ended)
+    said = "trained for 1,200 of 2,000 steps: 15 evaluations did not lower the validation loss\n"
+    assert capsys.readouterr() == ("", said)

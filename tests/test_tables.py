@@ -65,9 +65,8 @@ def test_a_forecast_of_trend_and_season(series, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("forecast", series, "--time", "month", "--target", "sales", *QUICK)
     said = result.stdout
-    assert (
-        len(re.findall(r"^trained for \d+ of \d+ steps", result.stderr, re.MULTILINE)) == 2
-    )  # without the last, with all
+    # Once without the last rows, and once with all.
+    assert len(re.findall(r"^trained for \d+ of \d+ steps$", result.stderr, re.MULTILINE)) == 2
     out = tmp_path / "sales-forecast"
     names = sorted(path.name for path in out.iterdir())
     assert names == [".gpurnn.lock", "forecast.csv", "forecast.png", "model.safetensors", "run.json"]
@@ -305,7 +304,7 @@ def test_classes_of_groups(trips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("fit", trips, *FIT, "--target", "vehicle", "--features", "speed")
     said = result.stdout
-    assert re.search(r"^trained for \d+ of \d+ steps", result.stderr, re.MULTILINE)
+    assert re.search(r"^trained for \d+ of \d+ steps$", result.stderr, re.MULTILINE)
     assert "40 groups of 3 to 8 rows, 1 features; 2 classes of vehicle: bike, car\n" in said
     assert "of 8 groups are right (" in said
     out = tmp_path / "trips-model"
@@ -345,6 +344,21 @@ def test_values_of_groups(trips, tmp_path):
     found = {row["trip"]: float(row["mean"]) for row in rows_of(out / "predictions.csv")}
     assert np.corrcoef([truth[k] for k in truth], [found[k] for k in truth])[0, 1] > 0.9
     assert np.mean([abs(truth[k] - found[k]) for k in truth]) < 0.8
+
+
+def test_large_values_of_groups_keep_their_digits(trips, tmp_path):
+    """Float32 cannot tell apart two values about 1e9 that differ by less than 64."""
+    errors, moved = [], tmp_path / "moved.csv"
+    rows = [{**row, "mean": f"{1e9 + float(row['mean']):.3f}"} for row in rows_of(trips)]
+    table(moved, ",".join(rows[0]), [",".join(row.values()) for row in rows])
+    for path in (trips, moved):
+        out = tmp_path / f"of-{path.stem}"
+        run("fit", path, *FIT, "--target", "mean", "--features", "speed", "--out", out)
+        run("predict", out, path)
+        truth = {row["trip"]: float(row["mean"]) for row in rows_of(path)}
+        found = {row["trip"]: float(row["mean"]) for row in rows_of(out / "predictions.csv")}
+        errors.append([found[trip] - truth[trip] for trip in truth])
+    np.testing.assert_allclose(errors[1], errors[0], atol=1e-4)
 
 
 def test_whole_numbers_are_classes_or_values(tmp_path):

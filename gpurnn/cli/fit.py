@@ -255,7 +255,8 @@ def answers_of(model: Any, inputs: list[Any], classes: list[str], details: dict[
     if classes:
         chances = to_numpy(model.predict_proba(inputs))
         return [classes[i] for i in chances.argmax(axis=1).tolist()], chances
-    values = to_numpy(model.predict(inputs))[:, 0] * details["target_std"] + details["target_mean"]
+    scaled = to_numpy(model.predict(inputs))[:, 0].astype("float64")  # float32 would lose the digits of a large mean
+    values = scaled * details["target_std"] + details["target_mean"]
     return values.tolist(), None
 
 

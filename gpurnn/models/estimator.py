@@ -496,8 +496,8 @@ class Estimator(SequenceModel):
         outputs = self.output.out_features if self._is_built else self._sizes()[1]
         count = len(data.arrays)
         if self._has_one_target:
-            table = examples.numbers(where, "y", y, self._target_dtype)
-            given = examples.dtype_of(where, "y", y)
+            y = examples.array_of(where, "y", y)
+            table, given = examples.numbers(where, "y", y, self._target_dtype), examples.dtype_of(y)
             is_flat = table.ndim == 1
             table = table[:, None] if is_flat else table
             _checks.ndim(where, "y", table, 2, "(N, outputs)")
@@ -511,8 +511,9 @@ class Estimator(SequenceModel):
                 raise ValueError(f"{where}: y has {len(entries)} entries, expected {count}")
             rows, is_flat, given = [], False, self._dtype
             for i, (entry, array) in enumerate(zip(entries, data.arrays, strict=True)):
+                entry = examples.array_of(where, f"y[{i}]", entry)
                 row = examples.numbers(where, f"y[{i}]", entry, self._target_dtype)
-                given = np.result_type(given, examples.dtype_of(where, f"y[{i}]", entry))
+                given = np.result_type(given, examples.dtype_of(entry))
                 is_flat = row.ndim == 1
                 row = row[:, None] if is_flat else row
                 _checks.ndim(where, f"y[{i}]", row, 2, "(T, outputs)")

@@ -131,9 +131,9 @@ def numbers(where: str, name: str, value: Any, dtype: np.dtype[Any], lost: list[
     return converted
 
 
-def dtype_of(where: str, name: str, value: Any) -> np.dtype[Any]:
-    """The dtype of a caller's numbers; float64 for Python objects."""
-    dtype = np.dtype(_checks.dtype_name(array_of(where, name, value)))
+def dtype_of(array: Array) -> np.dtype[Any]:
+    """The dtype of an array of a caller's numbers; float64 for Python objects."""
+    dtype = np.dtype(_checks.dtype_name(array))
     return np.dtype(np.float64) if dtype.kind == "O" else dtype
 
 

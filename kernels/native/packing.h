@@ -3,12 +3,14 @@
 
 #include "native/product.h"
 
-// Where the numbers of a register of columns lie: those of `count` lanes one after another. The other lanes are zero.
+// The rows of a matrix that are the lanes of a register: `count` rows one after another, from `first` on. Further lanes are
+// zero.
 template <typename T>
 struct InLanes {
     const T* first;
     int64_t count;
 
+    // Where a row is one number.
     Vector<T> load() const { return count > 0 ? get(first, count) : Vector<T>(0); }
 };
 

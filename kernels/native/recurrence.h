@@ -41,8 +41,8 @@ struct Phase {
     // A row of biases or of zeros, in the order of the sums of all phases.
     static void arrange(const T* a, const T* b, int64_t hidden, T* to) {
         for (int phase = 0; phase < Cell::phases; ++phase) {
-            const int64_t registers_needed = panels(phase, hidden) * width(phase);
-            for (int64_t r = 0; r < registers_needed; ++r, to += lanes) {
+            const int64_t count = panels(phase, hidden) * width(phase);
+            for (int64_t r = 0; r < count; ++r, to += lanes) {
                 const auto numbers = [&](const T* of) {
                     return of ? rows_of(phase, of, 1, hidden, r).load() : Vector<T>(0);
                 };

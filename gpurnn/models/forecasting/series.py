@@ -29,7 +29,7 @@ from .tables import (
 from .times import EqualTimes, Rows, Times, evenly_spaced
 from .transforms import Values
 
-Answer = Callable[[Values, "np.dtype[Any]"], Any]
+Answer = Callable[[Values, np.dtype[Any]], Any]
 """Converts forecasts (steps, features) of a series with values of this dtype to the caller's form."""
 
 Label = Callable[[int], str]
@@ -246,9 +246,8 @@ class Reader:
         """A series from an array, a list, a pandas or polars series or a tensor."""
         if data is None:
             raise TypeError(f"{self.where}: {name} is None, expected an array")
-        values = self._numbers(name, data)
-        # A masked array is read as float64.
-        dtype = values.dtype if isinstance(data, np.ma.MaskedArray) else examples.dtype_of(self.where, name, data)
+        array = self._array_of(name, data)
+        values, dtype = self._numbers(name, array), examples.dtype_of(array)
         flat = values.ndim == 1
         if values.ndim not in (1, 2):
             raise ValueError(f"{self.where}: {name} has shape {values.shape}, expected 2 axes (T, features)")
@@ -283,8 +282,8 @@ class Reader:
 
         return Collection([Series(name, values, known, static, label, flat, dtype, times)], join, True)
 
-    def _numbers(self, name: str, data: Any) -> Values:
-        """Numbers as float64, NaN for masked or missing ones."""
+    def _array_of(self, name: str, data: Any) -> Any:
+        """An array of any dtype; float64 with NaN for masked numbers."""
         if isinstance(data, np.ma.MaskedArray):
             data = np.where(np.ma.getmaskarray(data), np.nan, np.asarray(data.filled(0), np.float64))
         if isinstance(data, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in data):
@@ -294,7 +293,11 @@ class Reader:
                     raise ValueError(
                         f"{self.where}: {name}[{i}] has {size} entries, expected features = {self.sizes.features}"
                     )
-        array = examples.numbers(self.where, name, data, np.dtype(np.float64))
+        return examples.array_of(self.where, name, data)
+
+    def _numbers(self, name: str, data: Any) -> Values:
+        """Numbers as float64, NaN for masked or missing ones."""
+        array = examples.numbers(self.where, name, self._array_of(name, data), np.dtype(np.float64))
         return _dispatch.to_numpy(array)
 
     def _reject_infinity(
